@@ -1,0 +1,52 @@
+"""What goes wrong, with a type."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+__all__ = ["BioConfigError", "NoEffectWarning"]
+
+
+class BioConfigError(ValueError):
+    """A setting that cannot be accepted.
+
+    Args:
+        key: Path of the setting, as in ``fuzzy_learning_rates.nu``.
+        value: What was given.
+        allowed: What would be accepted, in words.
+        nearest: The name that was probably meant, if any.
+
+    Example:
+        >>> raise BioConfigError("crystallization.flor", 0.1, "one of: floor, recovery", nearest="floor")
+        Traceback (most recent call last):
+        ...
+        bio_lightning.errors.BioConfigError: crystallization.flor: got 0.1; allowed: one of: floor, recovery. Did you mean 'floor'?
+    """
+
+    def __init__(self, key: str, value: object, allowed: str, nearest: str | None = None) -> None:
+        hint = f". Did you mean {nearest!r}?" if nearest else ""
+        super().__init__(f"{key}: got {value!r}; allowed: {allowed}{hint}")
+        self.key, self.value, self.allowed, self.nearest = key, value, allowed, nearest
+
+    def __reduce__(self) -> tuple[type[BioConfigError], tuple[str, object, str, str | None]]:
+        return type(self), (self.key, self.value, self.allowed, self.nearest)
+
+    def under(self, section: str) -> BioConfigError:
+        """The same error with the section's name in front of the key."""
+        return BioConfigError(f"{section}.{self.key}", self.value, self.allowed, self.nearest)
+
+
+class NoEffectWarning(UserWarning):
+    """Something that the user asked for changes nothing."""
+
+
+def nearest_name(name: str, names: Iterable[str]) -> str | None:
+    """The most similar of ``names``, or None when none is similar.
+
+    Example:
+        >>> nearest_name("cristallization", ["crystallization", "dales_principle"])
+        'crystallization'
+    """
+    matches = difflib.get_close_matches(str(name), list(names), n=1, cutoff=0.6)
+    return matches[0] if matches else None

@@ -1,0 +1,42 @@
+"""The maths alone, on plain tensors: usable from a hand-written training loop, without Lightning."""
+
+from bio_lightning.functional import distributions, quantiles
+from bio_lightning.functional.crystallization import crystallize, frequently_used, settled_or_strong
+from bio_lightning.functional.dales_principle import (
+    dalian_network_initialization,
+    enforce_dales_principle,
+    random_signs,
+)
+from bio_lightning.functional.fuzzy_learning_rates import fuzzy_learning_rates, normalize_multipliers
+from bio_lightning.functional.noise import Noise, element_index, stream
+from bio_lightning.functional.synaptic_scaling import scale_grad, scaling_factor, target_rate, tetzlaff_change
+from bio_lightning.functional.volume_dependent_lr import volume_dependent_lr
+from bio_lightning.functional.weight_rejuvenation import fresh_synapses, rejuvenate_weights, turnover_mask
+from bio_lightning.functional.weight_splitting import split_weights, sum_groups, synapse_shares
+
+__all__ = [
+    "Noise",
+    "crystallize",
+    "dalian_network_initialization",
+    "distributions",
+    "element_index",
+    "enforce_dales_principle",
+    "frequently_used",
+    "fresh_synapses",
+    "fuzzy_learning_rates",
+    "normalize_multipliers",
+    "quantiles",
+    "random_signs",
+    "rejuvenate_weights",
+    "scale_grad",
+    "scaling_factor",
+    "settled_or_strong",
+    "split_weights",
+    "stream",
+    "sum_groups",
+    "synapse_shares",
+    "target_rate",
+    "tetzlaff_change",
+    "turnover_mask",
+    "volume_dependent_lr",
+]

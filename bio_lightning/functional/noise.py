@@ -1,0 +1,135 @@
+"""Random numbers as a function of (seed, stream, step, element index).
+
+Integer arithmetic only, so the same element draws the same bits on every device, rank and layout, nothing has to be
+saved to resume, and torch's own random state is never touched.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+__all__ = ["Noise", "element_index", "stream"]
+
+_MASK64 = (1 << 64) - 1
+
+
+def stream(*parts: str) -> int:
+    """Stable identifier of a noise stream, so that mechanisms and layers with equal seeds do not correlate.
+
+    Python's own ``hash`` of a string differs between processes; a checksum does not.
+
+    Example:
+        >>> stream("crystallization", "net.0.weight") == stream("crystallization", "net.0.weight")
+        True
+        >>> stream("crystallization", "net.0.weight") == stream("crystallization", "net.2.weight")
+        False
+    """
+    return zlib.crc32("\0".join(parts).encode())
+
+
+def element_index(
+    shape: Sequence[int],
+    *,
+    full_shape: Sequence[int] | None = None,
+    start: Sequence[int] | None = None,
+    device: torch.device | None = None,
+) -> Tensor:
+    """Row-major index of every element in the logical tensor, whatever its memory format.
+
+    Args:
+        shape: Shape of the piece at hand.
+        full_shape: Shape of the whole tensor when the piece is a shard of it.
+        start: Where the piece begins in the whole tensor, one number per dimension.
+        device: Where to make the index.
+
+    Returns:
+        int64, shape ``shape``.
+
+    Example:
+        >>> element_index((2, 3))
+        tensor([[0, 1, 2],
+                [3, 4, 5]])
+        >>> element_index((2, 1), full_shape=(2, 3), start=(0, 2)).flatten()
+        tensor([2, 5])
+    """
+    full = tuple(shape if full_shape is None else full_shape)
+    begin = (0,) * len(full) if start is None else tuple(start)
+    index = torch.zeros((), dtype=torch.int64, device=device)
+    for dim, (size, first) in enumerate(zip(shape, begin, strict=True)):
+        stride = math.prod(full[dim + 1 :])
+        steps = torch.arange(first, first + size, dtype=torch.int64, device=device) * stride
+        index = index + steps.view(-1, *(1,) * (len(full) - dim - 1))
+    return index
+
+
+def _mix64(value: int) -> int:
+    """SplitMix64's finaliser on Python integers."""
+    value = (value + 0x9E3779B97F4A7C15) & _MASK64
+    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _MASK64
+    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & _MASK64
+    return value ^ (value >> 31)
+
+
+def _signed32(value: int) -> int:
+    value &= 0xFFFFFFFF
+    return value - (1 << 32) if value >= 1 << 31 else value
+
+
+def _mix32(x: Tensor) -> Tensor:
+    """A low-bias bijection on 32 bits. int32 wraps on overflow, and the masks make the right shifts logical."""
+    x = (x ^ ((x >> 16) & 0xFFFF)) * 0x7FEB352D
+    x = (x ^ ((x >> 15) & 0x1FFFF)) * _signed32(0x846CA68B)
+    return x ^ ((x >> 16) & 0xFFFF)
+
+
+class Noise(NamedTuple):
+    """One draw of random numbers for every element of a tensor.
+
+    Args:
+        seed: Any integer.
+        stream: Which sequence, from :func:`stream`.
+        step: Which draw of the sequence.
+
+    Example:
+        >>> noise = Noise(seed=0, stream=stream("volume", "0.weight"), step=7)
+        >>> weight = torch.zeros(2, 3)
+        >>> torch.equal(noise.uniform(weight), noise.uniform(weight))
+        True
+        >>> torch.equal(noise.uniform(weight), noise._replace(step=8).uniform(weight))
+        False
+    """
+
+    seed: int = 0
+    stream: int = 0
+    step: int = 0
+
+    def derive(self, purpose: str) -> Noise:
+        """An independent draw of the same seed and step, for a second random number per element."""
+        return self._replace(stream=zlib.crc32(purpose.encode(), self.stream))
+
+    def bits(self, index: Tensor) -> Tensor:
+        """32 random bits per element (int32), a function of the key and the element's index.
+
+        Two keys are *added*, one before each round: an XOR of a key into the index would only permute the same values
+        inside aligned blocks, and two steps would see the same multiset.
+        """
+        key = _mix64(_mix64(_mix64(self.seed & _MASK64) ^ self.stream) ^ (self.step & _MASK64))
+        first, second = _signed32(key), _signed32(key >> 32)
+        return _mix32(_mix32(index.to(torch.int32) + first) + second)
+
+    def uniform(self, like: Tensor, index: Tensor | None = None) -> Tensor:
+        """Uniform on the open interval (0, 1), float32, the shape of ``like``; 2**23 equally likely values."""
+        if index is None:
+            index = element_index(like.shape, device=like.device)
+        fraction = (self.bits(index) >> 9) & 0x7FFFFF
+        return (fraction.to(torch.float32) + 0.5) * 2.0**-23
+
+    def normal(self, like: Tensor, index: Tensor | None = None) -> Tensor:
+        """Standard normal by the inverse of its distribution function, float32, the shape of ``like``."""
+        return torch.erfinv(2.0 * self.uniform(like, index) - 1.0) * math.sqrt(2.0)

@@ -1,0 +1,130 @@
+"""Weight rejuvenation: weak synapses are removed and new ones grow, as dendritic spines do."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from bio_lightning.functional.noise import Noise
+from bio_lightning.functional.quantiles import from_quantiles
+
+__all__ = ["fresh_synapses", "rejuvenate_weights", "turnover_mask"]
+
+
+@torch.no_grad()
+def turnover_mask(weight: Tensor, noise: Noise, *, dre: float = 8.0, scale: Tensor | float) -> Tensor:
+    r"""Which synapses are replaced: each with probability
+
+    .. math:: p = \exp(-dre \cdot |w| / scale)
+
+    Args:
+        weight: Any shape.
+        noise: Seed, stream and step of the draw.
+        dre: Selectivity, > 0; the larger, the fewer synapses are replaced. Infinity replaces none.
+        scale: Standard deviation of the layer's weights, > 0.
+
+    Returns:
+        bool, the shape of ``weight``.
+
+    Example:
+        >>> turnover_mask(torch.tensor([0.0, 9.0]), Noise(), scale=1.0)
+        tensor([ True, False])
+    """
+    return noise.uniform(weight) < torch.exp(-dre * weight.abs() / scale)
+
+
+@torch.no_grad()
+def fresh_synapses(
+    weight: Tensor,
+    noise: Noise,
+    *,
+    source: Literal["init", "lognormal", "zero"] = "init",
+    table: Tensor | None = None,
+    signs: Tensor | None = None,
+) -> Tensor:
+    """A new synapse for every weight.
+
+    Args:
+        weight: Any shape.
+        noise: Seed, stream and step of the draw.
+        source: ``init``: the distribution tabulated in ``table``; ``lognormal``: magnitudes from the log-normal fit of
+            the layer's nonzero weights, with random sign; ``zero``: a silent synapse.
+        table: Quantiles of the layer's initial weights, from
+            :func:`~bio_lightning.functional.quantiles.quantile_table`; required by ``init``.
+        signs: +1/-1, broadcastable to ``weight``: signs imposed by Dale's principle.
+
+    Returns:
+        The shape and dtype of ``weight``.
+
+    Raises:
+        ValueError: ``source`` is ``init`` and no table is given.
+
+    Example:
+        >>> fresh_synapses(torch.zeros(2), Noise(), source="zero")
+        tensor([0., 0.])
+    """
+    if source == "zero":
+        return torch.zeros_like(weight)
+    if source == "init":
+        if table is None:
+            raise ValueError("source='init' needs the quantile table of the layer's initial weights")
+        new = from_quantiles(noise.derive("value").uniform(weight), table)
+    else:
+        new = _lognormal_magnitudes(weight, noise.derive("value"))
+        new = torch.where(noise.derive("sign").uniform(weight) < 0.5, -new, new)
+    return (new if signs is None else new.abs() * signs).to(weight.dtype)
+
+
+def _lognormal_magnitudes(weight: Tensor, noise: Noise) -> Tensor:
+    size = weight.abs().to(torch.float64)
+    alive = size > 0
+    count = alive.sum().clamp(min=1)
+    logs = torch.where(alive, size, torch.ones_like(size)).log()
+    centre = logs.sum() / count
+    spread = (torch.where(alive, logs - centre, torch.zeros_like(logs)).square().sum() / count).sqrt()
+    return torch.exp(centre + spread * noise.normal(weight)).where(alive.any(), torch.zeros_like(size))
+
+
+@torch.no_grad()
+def rejuvenate_weights(
+    weight: Tensor,
+    noise: Noise,
+    *,
+    scale: Tensor | float,
+    dre: float = 8.0,
+    shrinkage: float = 0.0,
+    source: Literal["init", "lognormal", "zero"] = "init",
+    table: Tensor | None = None,
+    signs: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Replace weak weights by fresh synapses and let the others shrink.
+
+    Args:
+        weight: Any shape.
+        noise: Seed, stream and step of the event.
+        scale: Standard deviation of the layer's weights, initial or current, > 0.
+        dre: See :func:`turnover_mask`.
+        shrinkage: Share that surviving weights lose, in [0, 1).
+        source: See :func:`fresh_synapses`.
+        table: See :func:`fresh_synapses`.
+        signs: See :func:`fresh_synapses`.
+
+    Returns:
+        The new weights and the mask of replaced ones, both in the shape of ``weight``.
+
+    Example:
+        >>> new, replaced = rejuvenate_weights(torch.tensor([0.0, 9.0]), Noise(), scale=1.0, source="zero", shrinkage=0.1)
+        >>> new
+        tensor([0.0000, 8.1000])
+
+    References:
+        Kasai et al., Spine dynamics in the brain, mental disorders and artificial neural networks, Nature Reviews
+        Neuroscience 22, 2021; Hofmann et al., Nature Communications 16:5112, 2025; Hernandez-Garcia et al.,
+        Reinitializing weights vs units for maintaining plasticity in neural networks, CoLLAs, 2025.
+        Deviation: new weights have the layer's initial distribution, both signs.
+    """
+    replaced = turnover_mask(weight, noise.derive("replace"), dre=dre, scale=scale)
+    fresh = fresh_synapses(weight, noise, source=source, table=table, signs=signs)
+    return torch.where(replaced, fresh, weight * (1.0 - shrinkage)), replaced
