@@ -18,10 +18,10 @@ class BioConfigError(ValueError):
         nearest: The name that was probably meant, if any.
 
     Example:
-        >>> raise BioConfigError("crystallization.flor", 0.1, "one of: floor, recovery", nearest="floor")
+        >>> raise BioConfigError("dales_principle.axes", "pre", "axis, seed", nearest="axis")
         Traceback (most recent call last):
         ...
-        bio_lightning.errors.BioConfigError: crystallization.flor: got 0.1; allowed: one of: floor, recovery. Did you mean 'floor'?
+        bio_lightning.errors.BioConfigError: dales_principle.axes: got 'pre'; allowed: axis, seed. Did you mean 'axis'?
     """
 
     def __init__(self, key: str, value: object, allowed: str, nearest: str | None = None) -> None:

@@ -133,15 +133,16 @@ def weight_adaptive(weight: Tensor, noise: Noise, nu: float) -> Tensor:
     return uniform(weight, noise, nu * (2.0 - relative).clamp(0.5, 1.5))
 
 
-def temporal(like: Tensor, noise: Noise, nu: float, decay: float, age: float) -> Tensor:
-    """Development: a uniform draw whose deviation from 1 shrinks by ``decay ** age``, down to a quarter of it.
+def temporal(birth: Tensor, decay: float, age: float) -> Tensor:
+    """Development: the deviation from 1 of a :func:`uniform` draw shrinks by ``decay ** age``, down to a quarter.
 
     Example:
-        >>> young, old = (temporal(torch.zeros(1000), Noise(), 0.4, 0.97, age) for age in (0, 1000))
-        >>> torch.allclose((young - 1) / 4, old - 1, atol=1e-6)
-        True
+        >>> temporal(torch.tensor([0.6, 1.4]), decay=0.5, age=1.0)
+        tensor([0.8000, 1.2000])
+        >>> temporal(torch.tensor([0.6, 1.4]), decay=0.5, age=100.0)
+        tensor([0.9000, 1.1000])
     """
-    return 1.0 + (uniform(like, noise, nu) - 1.0) * max(decay**age, _TEMPORAL_FLOOR)
+    return 1.0 + (birth - 1.0) * max(decay**age, _TEMPORAL_FLOOR)
 
 
 def activity(like: Tensor, noise: Noise, nu: float, rate: Tensor) -> Tensor:

@@ -67,7 +67,7 @@ def fuzzy_learning_rates(
     elif distribution == "weight_adaptive":
         factor = distributions.weight_adaptive(weight, noise, nu)
     elif distribution == "temporal":
-        factor = distributions.temporal(weight, noise, nu, decay, age)
+        factor = distributions.temporal(distributions.uniform(weight, noise, nu), decay, age)
     elif distribution == "activity":
         shape = (1,) * weight.ndim
         factor = distributions.activity(weight, noise, nu, weight.new_ones(shape) if rate is None else rate)

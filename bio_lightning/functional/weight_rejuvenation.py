@@ -15,7 +15,7 @@ __all__ = ["fresh_synapses", "rejuvenate_weights", "turnover_mask"]
 
 @torch.no_grad()
 def turnover_mask(weight: Tensor, noise: Noise, *, dre: float = 8.0, scale: Tensor | float) -> Tensor:
-    r"""Which synapses are replaced: each with probability
+    r"""Which synapses are replaced, each with a probability that falls with its size.
 
     .. math:: p = \exp(-dre \cdot |w| / scale)
 
@@ -115,7 +115,8 @@ def rejuvenate_weights(
         The new weights and the mask of replaced ones, both in the shape of ``weight``.
 
     Example:
-        >>> new, replaced = rejuvenate_weights(torch.tensor([0.0, 9.0]), Noise(), scale=1.0, source="zero", shrinkage=0.1)
+        >>> weight = torch.tensor([0.0, 9.0])
+        >>> new, replaced = rejuvenate_weights(weight, Noise(), scale=1.0, source="zero", shrinkage=0.1)
         >>> new
         tensor([0.0000, 8.1000])
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from bio_lightning.functional.noise import Noise
 
-__all__ = ["sum_groups", "split_weights", "synapse_shares"]
+__all__ = ["split_weights", "sum_groups", "synapse_shares"]
 
 
 def synapse_shares(weight: Tensor, gamma: int, noise: Noise) -> Tensor:
@@ -71,6 +71,6 @@ def sum_groups(x: Tensor, gamma: int, dim: int = -1) -> Tensor:
     units = x.shape[dim]
     if units % gamma:
         raise ValueError(f"{units} units do not divide into groups of {gamma}")
-    groups = x.unflatten(dim, (units // gamma, gamma))
-    group_dim = dim if dim < 0 else dim + 1
-    return groups.sum(dim=group_dim, keepdim=True).expand_as(groups).reshape(x.shape)
+    dim %= x.ndim
+    groups = x.reshape(*x.shape[:dim], units // gamma, gamma, *x.shape[dim + 1 :])
+    return groups.sum(dim=dim + 1, keepdim=True).expand_as(groups).reshape(x.shape)

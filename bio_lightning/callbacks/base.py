@@ -1,0 +1,336 @@
+"""What all bio callbacks share: hooks, selection, schedule, state."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar, Literal
+
+import lightning.pytorch as pl
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from torch import Tensor
+from torch.optim import Optimizer
+
+from bio_lightning.errors import BioConfigError
+from bio_lightning.functional.noise import Noise, stream
+from bio_lightning.optimizers import ApplyTo, Owner
+from bio_lightning.parameters import check_parameters, number
+from bio_lightning.session import Session
+from bio_lightning.synapses import ALL_KINDS, Kind, Synapses, select
+
+__all__ = ["BioCallback", "Mechanism", "PlasticityMechanism", "ScheduledMechanism"]
+
+
+@dataclasses.dataclass(kw_only=True, eq=False)
+class BioCallback(pl.Callback):
+    """A Lightning callback that joins the session of its Trainer and LightningModule.
+
+    Subclasses are dataclasses: fields are the constructor's keywords and, by name, the keys of the YAML section.
+    """
+
+    #: Section in YAML, first part of tags, stem of files.
+    name: ClassVar[str]
+    is_mechanism: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        self._session: Session | None = None
+        self._restored: dict[str, Any] = {}
+        check_parameters(self)
+
+    @property
+    def session(self) -> Session:
+        """What the bio callbacks of the Trainer share."""
+        if self._session is None:
+            raise RuntimeError(f"{type(self).__name__} has not been set up by a Trainer")
+        return self._session
+
+    def __getstate__(self) -> dict[str, Any]:
+        # a session holds hooks and weak references, and belongs to one process
+        return {**self.__dict__, "_session": None, "_restored": self.state_dict()}
+
+    # ---- Lightning's hooks: the leader runs the session, and afterwards each callback may look ----------------------
+
+    def _leads(self) -> bool:
+        return self.session.callbacks[0] is self
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Join the session; build what must exist before the optimizer."""
+        listed: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined] # set by Lightning's connector
+        callbacks = [callback for callback in listed if isinstance(callback, BioCallback)]
+        previous = self._session
+        self._session = Session.join(pl_module, callbacks)
+        if previous is not None and previous is not self._session:
+            self._restored = {}
+        self.build(trainer, pl_module)
+
+    def build(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Change the model's structure, before ``configure_optimizers`` and before a checkpoint is loaded."""
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Remember that the weights are not fresh, even where the checkpoint holds no state of ours."""
+        if trainer.state.fn == TrainerFn.FITTING:
+            self.session.resumed = True
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Find synapses; initialise Dale's signs and split values on a fresh start."""
+        if self._leads():
+            self.session.begin(trainer)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Check the state after every restore."""
+        if self._leads():
+            self.session.ready()
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """A new step."""
+        if self._leads():
+            self.session.batch_start()
+
+    def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Crystallization and gradient scaling."""
+        if self._leads():
+            self.session.after_backward(trainer)
+
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
+    ) -> None:
+        """The same where ``on_after_backward`` is too early."""
+        if self._leads():
+            self.session.before_optimizer_step(trainer, optimizer)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Rejuvenation and Dale's principle."""
+        if self._leads():
+            self.session.batch_end(trainer)
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Remove all hooks from the model."""
+        if self._session is not None and self._leads():
+            self.session.end()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Remove all hooks from the model; ``teardown`` is not called after an exception."""
+        if self._session is not None and self._leads():
+            self.session.end()
+
+
+@dataclasses.dataclass(kw_only=True, eq=False)
+class Mechanism(BioCallback):
+    """A mechanism on selected synapses.
+
+    Args:
+        include: fnmatch patterns on qualified parameter or module names; a bare string is one pattern.
+        exclude: Patterns to leave out again.
+        seed: Of the mechanism's noise; any integer. Torch's random state is neither read nor moved.
+    """
+
+    include: tuple[str, ...] = ("*",)
+    exclude: tuple[str, ...] = ()
+    seed: int = 0
+
+    is_mechanism: ClassVar[bool] = True
+    #: Place in the library's own order: within one step and at the start.
+    order: ClassVar[int] = 0
+    #: Layers it acts on.
+    kinds: ClassVar[frozenset[Kind]] = ALL_KINDS
+    #: Its keys in the shared store, saved in checkpoints.
+    stored: ClassVar[tuple[str, ...]] = ()
+    #: Whether :meth:`factor` is kept from step to step, and so part of ``multipliers``.
+    keeps_multiplier: ClassVar[bool] = False
+    #: Whether it grows new synapses, which then call :meth:`renew`.
+    replaces_synapses: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.targets: dict[str, Synapses] = {}
+        self.skipped: list[Synapses] = []
+        self.restored_steps: list[int] = []
+
+    def noise(self, name: str, step: int, purpose: str = "") -> Noise:
+        """The draw for a weight at a step, independent of every other mechanism, purpose and weight."""
+        return Noise(self.seed, stream(self.name, purpose, name), step)
+
+    # ---- what a mechanism does; every method may be left as it is ---------------------------------------------------
+
+    @property
+    def scales_learning(self) -> bool:
+        """Whether :meth:`factor` gives a factor on the learning rate."""
+        return False
+
+    @property
+    def rates_needed(self) -> tuple[str, ...]:
+        """Which firing rates it reads: ``rate`` (postsynaptic), ``pre_rate``."""
+        return ()
+
+    @property
+    def judges_gradients(self) -> bool:
+        """Whether it compares gradients with thresholds."""
+        return False
+
+    def acted_kinds(self) -> frozenset[Kind]:
+        """Layers it acts on with its present settings."""
+        return self.kinds
+
+    def choose_targets(self, session: Session) -> None:
+        """Choose the targets."""
+        chosen, self.skipped = select(session.synapses, self.include, self.exclude, self.acted_kinds(), self.name)
+        self.targets = {synapses.name: synapses for synapses in chosen}
+
+    def initialize(self, session: Session, synapses: Synapses) -> None:
+        """Give a weight its first values, on a fresh start only."""
+
+    def start(self, session: Session, synapses: Synapses) -> None:
+        """Create the state of a weight where none was restored."""
+
+    def verify(self, session: Session, synapses: Synapses) -> None:
+        """Check state and weight after every restore."""
+
+    def active(self, step: int) -> bool:
+        """Whether it acts at a step."""
+        return True
+
+    def due(self, step: int) -> bool:
+        """Whether its state changes at a step."""
+        return True
+
+    def observe(self, session: Session, synapses: Synapses, grad: Tensor, step: int) -> None:
+        """Change the state from the raw gradient of a step."""
+
+    def factor(self, session: Session, synapses: Synapses, weight: Tensor, step: int) -> Tensor | None:
+        """Factor on the learning rate at a step, broadcastable to ``weight``."""
+        return None
+
+    def after_update(self, session: Session, synapses: Synapses, owner: Owner) -> None:
+        """Change a weight right after the optimizer moved it."""
+
+    def finish(self, session: Session, synapses: Synapses, owner: Owner, completed: range) -> None:
+        """Change a weight at the end of a batch in which its optimizer completed these steps (counted from 1)."""
+
+    def renew(self, session: Session, synapses: Synapses, mask: Tensor, step: int) -> None:
+        """Forget what is known of the synapses in ``mask``: they are new."""
+
+    def imposed_signs(self, session: Session, synapses: Synapses) -> Tensor | None:
+        """Signs that the mechanism imposes on a weight, broadcastable, or None."""
+        return None
+
+    # ---- state ------------------------------------------------------------------------------------------------------
+
+    @property
+    def state_key(self) -> str:
+        """Distinguishes two callbacks of one class on different layers."""
+        return self._generate_state_key(include=list(self.include), exclude=list(self.exclude))
+
+    def arguments(self) -> dict[str, Any]:
+        """Constructor arguments as primitives."""
+        return {field.name: _primitive(getattr(self, field.name)) for field in dataclasses.fields(self)}
+
+    def saved_keys(self, name: str) -> tuple[str, ...]:
+        """Keys of the store to save for a weight."""
+        return (*self.stored, *self.rates_needed)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Arguments, step counters and the stored tensors: tensors and primitives only."""
+        if self._session is None or not self.targets:
+            return self._restored
+        store = self._session.store
+        weights = {
+            name: {key: store[name][key] for key in self.saved_keys(name) if key in store.get(name, {})}
+            for name in self.targets
+        }
+        return {"arguments": self.arguments(), "steps": list(self._session.steps), "weights": weights}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keep the state until the weights' devices are known; say which arguments have changed."""
+        now = self.arguments()
+        changed = [
+            f"{key}: {old!r} in the checkpoint, {now[key]!r} now"
+            for key, old in state_dict["arguments"].items()
+            if key in now and now[key] != old
+        ]
+        if changed:
+            rank_zero_warn(
+                f"{type(self).__name__} resumes with other arguments; the present win. " + "; ".join(changed)
+            )
+        self._restored = state_dict
+
+    def adopt(self, session: Session) -> None:
+        """Move restored state into the store."""
+        if not self._restored or not self.targets:
+            return
+        for name, tensors in self._restored["weights"].items():
+            if name in self.targets:
+                weight = self.targets[name].weight
+                session.store.setdefault(name, {}).update({k: t.to(weight.device) for k, t in tensors.items()})
+        self.restored_steps = list(self._restored["steps"])
+        self._restored = {}
+
+
+@dataclasses.dataclass(kw_only=True, eq=False)
+class ScheduledMechanism(Mechanism):
+    """A mechanism that starts, ends and repeats.
+
+    Args:
+        start_step: First optimizer step at which it acts, >= 0.
+        end_step: Optimizer step from which on it does not act; null for never.
+        every_n_steps: How often its state changes, in optimizer steps, >= 1; a stored multiplier acts on every step.
+    """
+
+    start_step: int = number(0, ge=0)
+    end_step: int | None = number(None, ge=0)
+    every_n_steps: int = number(1, ge=1)
+
+    def active(self, step: int) -> bool:
+        """Whether ``step`` (counted from 0) lies in [start_step, end_step)."""
+        return self.start_step <= step and (self.end_step is None or step < self.end_step)
+
+    def due(self, step: int) -> bool:
+        """Whether the state changes at ``step`` (counted from 0)."""
+        return (step - self.start_step) % self.every_n_steps == 0
+
+    def due_after(self, completed: range) -> bool:
+        """Whether an event at the end of a step falls on one of these completed steps (counted from 1)."""
+        return any(
+            self.active(count - 1) and (count - self.start_step) % self.every_n_steps == 0 for count in completed
+        )
+
+
+@dataclasses.dataclass(kw_only=True, eq=False)
+class PlasticityMechanism(ScheduledMechanism):
+    """A mechanism that changes how fast weights learn, through the pass that all of them share.
+
+    Args:
+        apply_to: ``gradient`` scales the gradient, ``update`` what the optimizer made of it; ``auto`` picks the
+            gradient only for SGD without weight decay. null inherits from the other callbacks.
+        kernel: ``eager``, or ``auto`` to let the library choose; null inherits.
+        state_dtype: Precision of stored multipliers; null inherits.
+    """
+
+    apply_to: ApplyTo | None = None
+    kernel: Literal["auto", "eager"] | None = None
+    state_dtype: Literal["float32", "bfloat16"] | None = None
+
+    @property
+    def scales_learning(self) -> bool:
+        """Whether :meth:`factor` gives a factor on the learning rate."""
+        return True
+
+
+def _primitive(value: Any) -> Any:
+    """Tuples as lists, all the way down."""
+    if isinstance(value, (list, tuple)):
+        return [_primitive(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _primitive(item) for key, item in value.items()}
+    return value
+
+
+def require(condition: bool, key: str, value: object, allowed: str) -> None:
+    """Raise a :class:`BioConfigError` unless a condition between several parameters holds."""
+    if not condition:
+        raise BioConfigError(key, value, allowed)

@@ -1,0 +1,184 @@
+"""Dale's principle: wiring."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar, Literal
+
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from torch import Tensor, nn
+
+from bio_lightning import functional
+from bio_lightning.callbacks.base import ScheduledMechanism
+from bio_lightning.errors import BioConfigError
+from bio_lightning.optimizers import Owner
+from bio_lightning.parameters import number
+from bio_lightning.session import Session
+from bio_lightning.synapses import ALL_KINDS, Kind, Synapses, select
+
+__all__ = ["DalesPrinciple"]
+
+
+@dataclasses.dataclass(kw_only=True, eq=False)
+class DalesPrinciple(ScheduledMechanism):
+    """Give all outgoing weights of a neuron one sign, excitatory or inhibitory, and keep it.
+
+    The maths: :func:`bio_lightning.functional.dalian_network_initialization` and ``enforce_dales_principle``; the card:
+    ``cards/dales_principle.md``. A presynaptic neuron is a *column* of a Linear layer and an input channel of a
+    convolution. Neutral with ``end_step: 0``.
+
+    Args:
+        excitatory_fraction: Share of excitatory neurons in a layer, in [0, 1].
+        balanced: At the start scale inhibitory weights so that the layer sums to zero, at its old norm.
+        input_layer: Constrain also layers that read the model's input: pixels are not neurons.
+        axis: ``presynaptic``: one sign per neuron's outgoing weights; ``postsynaptic``: per neuron's incoming weights,
+            as the predecessor did.
+        shared: Groups of patterns; layers of a group read the same neurons and so share signs (query, key and value
+            projections). A recurrent layer's recurrent weights and the next layer's input weights share by themselves.
+        on_mismatch: What to do with weights from a checkpoint without signs: ``project`` or ``refuse``.
+
+    Raises:
+        BioConfigError: A value is out of range, a group's layers read different numbers of neurons, or ``balanced``
+            meets a layer without inhibitory neurons.
+
+    Example:
+        >>> DalesPrinciple(excitatory_fraction=0.75).axis
+        'presynaptic'
+    """
+
+    name: ClassVar[str] = "dales_principle"
+    order: ClassVar[int] = 60
+    kinds: ClassVar[frozenset[Kind]] = ALL_KINDS - {"embedding"}
+    stored: ClassVar[tuple[str, ...]] = ("signs", "initialized", "violations")
+
+    excitatory_fraction: float = number(0.8, ge=0, le=1)
+    balanced: bool = False
+    input_layer: bool = False
+    axis: Literal["presynaptic", "postsynaptic"] = "presynaptic"
+    shared: tuple[tuple[str, ...], ...] = ()
+    on_mismatch: Literal["project", "refuse"] = "project"
+
+    def choose_targets(self, session: Session) -> None:
+        """Choose the targets, without those that read the model's input."""
+        super().choose_targets(session)
+        self._groups = self._shared_names(session)
+        if self.axis == "presynaptic" and not self.input_layer:
+            for name, synapses in list(self.targets.items()):
+                if synapses.module_name in session.architecture.inputs and not _is_recurrent(synapses):
+                    self.skipped.append(self.targets.pop(name))
+            if not self.targets:
+                raise BioConfigError(
+                    f"{self.name}.include", self.include, "patterns that name a layer behind the input layer, or"
+                    " input_layer: true"
+                )  # fmt: skip
+
+    def initialize(self, session: Session, synapses: Synapses) -> None:
+        """Draw the signs; on a fresh start give the weights their signs."""
+        tensors = session.store.setdefault(synapses.name, {})
+        if "signs" in tensors:
+            return
+        signs = self._draw(session, synapses).to(synapses.weight.device)
+        if self.balanced and not bool((signs < 0).any()):
+            raise BioConfigError(
+                f"{self.name}.balanced",
+                True,
+                f"false, or an excitatory_fraction that leaves {synapses.name} an inhibitory neuron",
+            )
+        tensors["signs"] = signs
+        tensors["violations"] = torch.zeros((), dtype=torch.int64, device=signs.device)
+        fresh = not session.resumed
+        tensors["initialized"] = torch.tensor(not fresh)
+        if fresh and self.active(0) and synapses.weight.requires_grad:
+            self._give_signs(session, synapses)
+
+    def verify(self, session: Session, synapses: Synapses) -> None:
+        """Weights of a checkpoint that does not know the signs are projected, or refused."""
+        if not bool(session.store[synapses.name]["initialized"]) or not self.active(session.step_of(synapses)):
+            return
+        wrong = self._project(session, synapses)
+        if self.on_mismatch == "refuse" and bool(wrong.any()):
+            raise MisconfigurationException(
+                f"DalesPrinciple: {int(wrong.sum())} weights of {synapses.name} contradict their neuron's sign;"
+                " load a checkpoint trained with the same signs, or set on_mismatch='project'"
+            )
+
+    def finish(self, session: Session, synapses: Synapses, owner: Owner, completed: range) -> None:
+        """Zero what the optimizer moved past zero."""
+        if not self.due_after(completed):
+            return
+        tensors = session.store[synapses.name]
+        if not bool(tensors["initialized"]):  # frozen until now, or before start_step
+            self._give_signs(session, synapses)
+        else:
+            tensors["violations"] = tensors["violations"] + self._project(session, synapses).sum()
+
+    def imposed_signs(self, session: Session, synapses: Synapses) -> Tensor:
+        """Signs, shaped to broadcast against the weight."""
+        signs = session.store[synapses.name]["signs"]
+        return synapses.along_presynaptic(signs) if self.axis == "presynaptic" else synapses.along_postsynaptic(signs)
+
+    @torch.no_grad()
+    def _give_signs(self, session: Session, synapses: Synapses) -> None:
+        weight = synapses.weight
+        signs = self.imposed_signs(session, synapses)
+        weight.copy_(functional.dalian_network_initialization(weight, signs, balanced=self.balanced))
+        session.store[synapses.name]["initialized"] = torch.tensor(True)
+
+    @torch.no_grad()
+    def _project(self, session: Session, synapses: Synapses) -> Tensor:
+        weight = synapses.weight
+        projected, wrong = functional.enforce_dales_principle(weight, self.imposed_signs(session, synapses))
+        weight.copy_(projected)
+        return wrong
+
+    # ---- whose sign -------------------------------------------------------------------------------------------------
+
+    def _draw(self, session: Session, synapses: Synapses) -> Tensor:
+        """Signs of the neurons that a weight reads, in one draw per population of neurons."""
+        if self.axis == "postsynaptic":
+            return self._population(synapses.name, synapses.postsynaptic_neurons)
+        group = self._groups.get(synapses.name)
+        if group is not None:
+            return self._population("\0".join(group), synapses.presynaptic_neurons)
+        return torch.cat([self._population(name, size) for name, size in _populations(synapses)])
+
+    def _population(self, name: str, size: int) -> Tensor:
+        return functional.random_signs(size, self.noise(name, 0), excitatory_fraction=self.excitatory_fraction)
+
+    def _shared_names(self, session: Session) -> dict[str, tuple[str, ...]]:
+        """Group of every weight that shares signs by configuration."""
+        groups: dict[str, tuple[str, ...]] = {}
+        for patterns in self.shared:
+            members, _ = select(session.synapses, patterns, (), self.kinds, f"{self.name}.shared")
+            names = tuple(member.name for member in members)
+            sizes = {member.name: member.presynaptic_neurons for member in members}
+            if len(set(sizes.values())) > 1:
+                raise BioConfigError(f"{self.name}.shared", sizes, "layers that read the same number of neurons")
+            for name in names:
+                if name in groups:
+                    raise BioConfigError(f"{self.name}.shared", name, "every layer in one group only")
+                groups[name] = names
+        return groups
+
+
+def _is_recurrent(synapses: Synapses) -> bool:
+    """Whether a weight reads neurons of its own layer."""
+    return synapses.kind == "recurrent" and not (
+        synapses.attribute == "weight_ih" or synapses.attribute.startswith("weight_ih_l0")
+    )
+
+
+def _populations(synapses: Synapses) -> list[tuple[str, int]]:
+    """The populations of neurons that a weight reads, with their sizes.
+
+    Recurrent weights of a layer and input weights of the next read the same hidden neurons, both directions of them
+    where the layer is bidirectional.
+    """
+    layer = synapses.attribute.removeprefix("weight_ih_l").split("_")[0]
+    if isinstance(synapses.module, nn.RNNBase) and layer.isdigit() and int(layer) > 0:
+        prefix = f"{synapses.name.removesuffix(synapses.attribute)}weight_hh_l{int(layer) - 1}"
+        directions = ("", "_reverse") if synapses.module.bidirectional else ("",)
+        size = synapses.presynaptic_neurons // len(directions)
+        return [(prefix + direction, size) for direction in directions]
+    return [(synapses.name, synapses.presynaptic_neurons)]

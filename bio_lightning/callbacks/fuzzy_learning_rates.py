@@ -1,0 +1,122 @@
+"""Fuzzy learning rates: wiring."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from bio_lightning import functional
+from bio_lightning.callbacks.base import PlasticityMechanism
+from bio_lightning.functional import distributions
+from bio_lightning.functional.distributions import Distribution
+from bio_lightning.parameters import number
+from bio_lightning.session import Session
+from bio_lightning.synapses import ALL_KINDS, NEURON_KINDS, Kind, Synapses
+
+__all__ = ["FuzzyLearningRates"]
+
+_REFRESHED = ("weight_adaptive", "activity")
+
+
+@dataclasses.dataclass(kw_only=True, eq=False)
+class FuzzyLearningRates(PlasticityMechanism):
+    """Give every weight its own learning rate, with mean exactly 1 over the layer.
+
+    The maths: :func:`bio_lightning.functional.fuzzy_learning_rates`; the card: ``cards/fuzzy_learning_rates.md``.
+
+    Args:
+        distribution: Where the factors come from; ``baseline`` is neutral.
+        nu: Their standard deviation; for the uniform ones the half-width. >= 0.
+        min: Smallest factor before normalising, in [0, 1].
+        max: Largest factor before normalising, >= 1.
+        update_every: Steps between refreshes of ``weight_adaptive`` and ``activity``, and unit of age of ``temporal``.
+        decay: Factor on the diversity per unit of age, in (0, 1]; ``temporal`` only.
+
+    Raises:
+        BioConfigError: A value is out of range.
+
+    Example:
+        >>> FuzzyLearningRates(distribution="gamma", nu=0.3).nu
+        0.3
+    """
+
+    name: ClassVar[str] = "fuzzy_learning_rates"
+    order: ClassVar[int] = 20
+    stored: ClassVar[tuple[str, ...]] = ("base",)
+    keeps_multiplier: ClassVar[bool] = True
+
+    distribution: Distribution = "lognormal"
+    nu: float = number(0.16, ge=0)
+    min: float = number(0.5, ge=0, le=1)
+    max: float = number(2.0, ge=1)
+    update_every: int = number(100, ge=1)
+    decay: float = number(0.97, gt=0, le=1)
+
+    @property
+    def rates_needed(self) -> tuple[str, ...]:
+        """``activity`` reads the postsynaptic rates."""
+        return ("rate",) if self.distribution == "activity" else ()
+
+    def acted_kinds(self) -> frozenset[Kind]:
+        """``activity`` needs neurons."""
+        return NEURON_KINDS if self.distribution == "activity" else ALL_KINDS
+
+    def start(self, session: Session, synapses: Synapses) -> None:
+        """Draw the base factors."""
+        tensors = session.store.setdefault(synapses.name, {})
+        if "base" not in tensors:
+            tensors["base"] = self._draw(session, synapses, step=0).to(session.state_dtype)
+
+    def observe(self, session: Session, synapses: Synapses, grad: Tensor, step: int) -> None:
+        """Refresh the base factors that depend on weights or activity."""
+        age = step - self.start_step
+        if self.distribution in _REFRESHED and age > 0 and age % self.update_every == 0:
+            base = session.store[synapses.name]["base"]
+            base.copy_(self._draw(session, synapses, step))
+
+    def factor(self, session: Session, synapses: Synapses, weight: Tensor, step: int) -> Tensor:
+        """The base factor; for ``temporal`` what is left of it at this age."""
+        base = session.store[synapses.name]["base"].to(torch.float32)
+        if self.distribution != "temporal":
+            return base
+        last_change = max(step - self.start_step, 0) // self.every_n_steps * self.every_n_steps
+        developed = distributions.temporal(base, self.decay, last_change / self.update_every)
+        return functional.normalize_multipliers(developed.clamp(self.min, self.max))
+
+    def renew(self, session: Session, synapses: Synapses, mask: Tensor, step: int) -> None:
+        """New synapses draw anew; the layer's mean stays 1."""
+        base = session.store[synapses.name]["base"]
+        mixed = torch.where(mask, self._draw(session, synapses, step), base.to(torch.float32))
+        base.copy_(mixed if self.distribution == "temporal" else functional.normalize_multipliers(mixed))
+
+    def saved_keys(self, name: str) -> tuple[str, ...]:
+        """A base that is a function of the seed alone need not be saved."""
+        acting = self.session.acting(self.targets[name])
+        static = self.distribution not in _REFRESHED and not any(m.replaces_synapses for m in acting)
+        return self.rates_needed if static else super().saved_keys(name)
+
+    def _draw(self, session: Session, synapses: Synapses, step: int) -> Tensor:
+        noise = self.noise(synapses.name, step)
+        weight = synapses.weight.detach()
+        if self.distribution == "temporal":
+            return distributions.uniform(weight, noise, self.nu)
+        rate = session.store.get(synapses.name, {}).get("rate")
+        return functional.fuzzy_learning_rates(
+            weight,
+            noise,
+            distribution=self.distribution,
+            nu=self.nu,
+            min=self.min,
+            max=self.max,
+            depth=self._depth(session, synapses),
+            rate=None if rate is None else synapses.along_postsynaptic(rate),
+        ).to(torch.float32)
+
+    def _depth(self, session: Session, synapses: Synapses) -> float:
+        """Position among the targets in forward order, 0 to 1."""
+        mine = {target.module_name for target in self.targets.values()}
+        order = [layer for layer in session.architecture.order if layer in mine]
+        return order.index(synapses.module_name) / max(len(order) - 1, 1)

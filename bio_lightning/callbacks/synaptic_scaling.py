@@ -1,0 +1,96 @@
+"""Synaptic scaling: wiring."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from bio_lightning import functional
+from bio_lightning.callbacks.base import PlasticityMechanism
+from bio_lightning.optimizers import Owner
+from bio_lightning.parameters import number
+from bio_lightning.session import Session
+from bio_lightning.synapses import NEURON_KINDS, Kind, Synapses
+
+__all__ = ["SynapticScaling"]
+
+
+@dataclasses.dataclass(kw_only=True, eq=False)
+class SynapticScaling(PlasticityMechanism):
+    """Regulate neurons toward a target firing rate.
+
+    The maths: :func:`bio_lightning.functional.scale_grad` and ``tetzlaff_change``; the card:
+    ``cards/synaptic_scaling.md``. A firing rate is the running mean share of positive inputs to the nonlinearity.
+
+    Args:
+        rule: ``multiplicative`` scales the gradients of a neuron's incoming weights by ``(target / rate) ** strength``:
+            it changes speed, not direction. ``tetzlaff`` moves the weights themselves, and reaches silent neurons.
+        target: Firing rate to regulate toward, in (0, 1], or ``layer_mean``.
+        strength: Exponent of the multiplicative rule, >= 0; 0 is neutral.
+        min: Smallest factor of the multiplicative rule, in [0, 1].
+        max: Largest factor of the multiplicative rule, >= 1.
+        rate: Speed of the tetzlaff rule relative to the optimizer's learning rate, >= 0; 0 is neutral.
+        max_change: Largest change per step by the tetzlaff rule, relative to the weight, in [0, 1].
+
+    Raises:
+        BioConfigError: A value is out of range.
+
+    Example:
+        >>> SynapticScaling(rule="tetzlaff", target=0.3).rule
+        'tetzlaff'
+    """
+
+    name: ClassVar[str] = "synaptic_scaling"
+    order: ClassVar[int] = 40
+    kinds: ClassVar[frozenset[Kind]] = NEURON_KINDS
+    stored: ClassVar[tuple[str, ...]] = ("scaling",)
+
+    rule: Literal["multiplicative", "tetzlaff"] = "multiplicative"
+    target: float | Literal["layer_mean"] = number("layer_mean", gt=0, le=1)
+    strength: float = number(1.0, ge=0)
+    min: float = number(0.5, ge=0, le=1)
+    max: float = number(2.0, ge=1)
+    rate: float = number(10.0, ge=0)
+    max_change: float = number(0.01, ge=0, le=1)
+
+    @property
+    def scales_learning(self) -> bool:
+        """Only the multiplicative rule has a factor."""
+        return self.rule == "multiplicative"
+
+    @property
+    def rates_needed(self) -> tuple[str, ...]:
+        """Postsynaptic rates."""
+        return ("rate",)
+
+    def observe(self, session: Session, synapses: Synapses, grad: Tensor, step: int) -> None:
+        """Take the factor of every neuron from the rate known before this step."""
+        tensors = session.store.setdefault(synapses.name, {})
+        if self.rule == "multiplicative" and "rate" in tensors:
+            tensors["scaling"] = functional.scaling_factor(
+                tensors["rate"], target=self.target, strength=self.strength, min=self.min, max=self.max
+            )
+
+    def factor(self, session: Session, synapses: Synapses, weight: Tensor, step: int) -> Tensor | None:
+        """The neuron's factor on all its incoming weights; none before the first rate is known."""
+        scaling = session.store.get(synapses.name, {}).get("scaling")
+        return None if scaling is None or not self.scales_learning else synapses.along_postsynaptic(scaling)
+
+    @torch.no_grad()
+    def after_update(self, session: Session, synapses: Synapses, owner: Owner) -> None:
+        """Homeostatic change of the weights themselves."""
+        rate = session.store.get(synapses.name, {}).get("rate")
+        if self.rule == "tetzlaff" and rate is not None:
+            weight = synapses.weight
+            weight.add_(
+                functional.tetzlaff_change(
+                    weight,
+                    synapses.along_postsynaptic(rate),
+                    target=functional.target_rate(rate, self.target),
+                    step_size=owner.group["lr"] * self.rate,
+                    max_change=self.max_change,
+                )
+            )

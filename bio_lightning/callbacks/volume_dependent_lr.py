@@ -1,0 +1,61 @@
+"""Volume-dependent learning rates: wiring."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar, Literal
+
+from torch import Tensor
+
+from bio_lightning import functional
+from bio_lightning.callbacks.base import PlasticityMechanism
+from bio_lightning.parameters import number
+from bio_lightning.session import Session
+from bio_lightning.synapses import Synapses
+
+__all__ = ["VolumeDependentLR"]
+
+
+@dataclasses.dataclass(kw_only=True, eq=False)
+class VolumeDependentLR(PlasticityMechanism):
+    """Let large weights learn slowly and steadily, small ones fast and erratically.
+
+    The maths: :func:`bio_lightning.functional.volume_dependent_lr`; the card: ``cards/volume_dependent_lr.md``.
+    ``every_n_steps`` is how often the noise is drawn anew; the volume follows the weight at every step.
+
+    Args:
+        base_lr: Factor at volume 0 with ``normalize: false``; without effect otherwise. > 0.
+        stability_factor: How much slower large weights learn; >= 0, and 0 is neutral.
+        lr_variability: Standard deviation of the factor relative to its mean; >= 0, and 0 is neutral.
+        reference: The weight of half the largest volume: ``layer_mean`` absolute weight, or ``absolute`` (1).
+        normalize: Keep the layer's mean learning rate what the optimizer says.
+
+    Raises:
+        BioConfigError: A value is out of range.
+
+    Example:
+        >>> VolumeDependentLR(stability_factor=1.0).reference
+        'layer_mean'
+    """
+
+    name: ClassVar[str] = "volume_dependent_lr"
+    order: ClassVar[int] = 30
+
+    base_lr: float = number(0.1, gt=0)
+    stability_factor: float = number(2.0, ge=0)
+    lr_variability: float = number(0.2, ge=0)
+    reference: Literal["layer_mean", "absolute"] = "layer_mean"
+    normalize: bool = True
+
+    def factor(self, session: Session, synapses: Synapses, weight: Tensor, step: int) -> Tensor:
+        """Factor of this step, a function of the weight before it."""
+        drawn = step - (step - self.start_step) % self.every_n_steps
+        return functional.volume_dependent_lr(
+            weight.detach(),
+            self.noise(synapses.name, drawn),
+            base_lr=self.base_lr,
+            stability_factor=self.stability_factor,
+            lr_variability=self.lr_variability,
+            reference=self.reference,
+            normalize=self.normalize,
+        )

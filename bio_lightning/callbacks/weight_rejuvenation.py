@@ -1,0 +1,218 @@
+"""Weight rejuvenation: wiring."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from bio_lightning import functional
+from bio_lightning.callbacks.base import ScheduledMechanism
+from bio_lightning.errors import BioConfigError, nearest_name
+from bio_lightning.functional._layer import mean, std
+from bio_lightning.functional.quantiles import quantile_table
+from bio_lightning.optimizers import Moments, Owner, reset_moments
+from bio_lightning.parameters import number
+from bio_lightning.session import Session
+from bio_lightning.synapses import ALL_KINDS, NEURON_KINDS, Kind, Synapses
+
+__all__ = ["WeightRejuvenation"]
+
+
+@dataclasses.dataclass(kw_only=True, eq=False)
+class WeightRejuvenation(ScheduledMechanism):
+    """Replace weak weights by new synapses, as the brain's spines turn over.
+
+    The maths: :func:`bio_lightning.functional.rejuvenate_weights`; the card: ``cards/weight_rejuvenation.md``. An event
+    falls on every ``every_n_steps``-th optimizer step. Neutral with ``dre: .inf`` and ``shrinkage: 0``.
+
+    Args:
+        every_n_steps: Optimizer steps between events, >= 1.
+        select: ``magnitude``: each weight with probability ``exp(-dre * abs(w) / scale)``; ``activity``: all synapses
+            of neurons that hardly fire.
+        dre: Selectivity of ``magnitude``, > 0; the larger, the fewer weights are replaced.
+        reference: The scale: standard deviation of the layer's ``initial`` or ``current`` weights.
+        shrinkage: Share that all other weights lose at an event, in [0, 1).
+        source: Where new weights come from: the layer's ``init`` distribution, a ``lognormal`` fit of its present
+            magnitudes, or ``zero``.
+        dormant_fraction: Share of the layer's mean firing rate below which a neuron is dormant, in [0, 1].
+        readers: For ``activity``: which layers read a layer's neurons, where tracing cannot find out.
+        moments: What becomes of the optimizer's memory of new synapses.
+
+    Raises:
+        BioConfigError: A value is out of range.
+
+    Example:
+        >>> WeightRejuvenation(dre=3.0, shrinkage=0.02).every_n_steps
+        100
+    """
+
+    name: ClassVar[str] = "weight_rejuvenation"
+    order: ClassVar[int] = 50
+    stored: ClassVar[tuple[str, ...]] = ("initial_std", "quantiles", "replaced", "replaced_total")
+    replaces_synapses: ClassVar[bool] = True
+
+    every_n_steps: int = number(100, ge=1)
+    select: Literal["magnitude", "activity"] = "magnitude"
+    dre: float = number(8.0, gt=0, infinite=True)
+    reference: Literal["initial", "current"] = "initial"
+    shrinkage: float = number(0.0, ge=0, lt=1)
+    source: Literal["init", "lognormal", "zero"] = "init"
+    dormant_fraction: float = number(0.025, ge=0, le=1)
+    readers: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    moments: Moments = "layer_mean"
+
+    @property
+    def rates_needed(self) -> tuple[str, ...]:
+        """``activity`` reads the postsynaptic rates."""
+        return ("rate",) if self.select == "activity" else ()
+
+    def acted_kinds(self) -> frozenset[Kind]:
+        """``activity`` needs neurons."""
+        return NEURON_KINDS if self.select == "activity" else ALL_KINDS
+
+    def choose_targets(self, session: Session) -> None:
+        """Choose the targets; an output layer has no nonlinearity, so its units are never dormant."""
+        super().choose_targets(session)
+        self._readers: dict[str, list[tuple[Synapses, int]] | None] = {}
+        if self.select == "activity":
+            for name, synapses in list(self.targets.items()):
+                if synapses.module_name in session.architecture.outputs:
+                    self.skipped.append(self.targets.pop(name))
+            self._find_readers(session)
+
+    def start(self, session: Session, synapses: Synapses) -> None:
+        """Remember the layer's initial distribution."""
+        tensors = session.store.setdefault(synapses.name, {})
+        weight = synapses.weight.detach()
+        if "quantiles" not in tensors:
+            _raise_on_nan(synapses.name, weight)
+            tensors["quantiles"] = quantile_table(weight)
+            tensors["initial_std"] = std(weight)
+        for key in ("replaced", "replaced_total"):
+            tensors.setdefault(key, torch.zeros((), dtype=torch.int64, device=weight.device))
+
+    @torch.no_grad()
+    def finish(self, session: Session, synapses: Synapses, owner: Owner, completed: range) -> None:
+        """An event, where one is due."""
+        if not self.due_after(completed):
+            return
+        weight = synapses.weight
+        _raise_on_nan(synapses.name, weight)
+        step = completed[-1]
+        noise = self.noise(synapses.name, step)
+        if self.select == "activity":
+            self._renew_dormant(session, synapses, owner, step)
+            return
+        tensors = session.store[synapses.name]
+        scale = tensors["initial_std"] if self.reference == "initial" else std(weight)
+        if not bool(scale > 0):
+            session.tell(f"{synapses.name} is not rejuvenated: the standard deviation of its weights is 0")
+            return
+        new, replaced = functional.rejuvenate_weights(
+            weight,
+            noise,
+            scale=scale,
+            dre=self.dre,
+            shrinkage=self.shrinkage,
+            source=self.source,
+            table=tensors["quantiles"],
+            signs=session.signs(synapses),
+        )
+        weight.copy_(new)
+        self._renewed(session, synapses, owner, replaced, step)
+
+    def _renewed(self, session: Session, synapses: Synapses, owner: Owner, mask: Tensor, step: int) -> None:
+        """New synapses start young: optimizer moments, multipliers, counters."""
+        self._reset_moments(session, synapses.name, owner, synapses.weight, mask)
+        session.renew(synapses, mask, step)
+        tensors = session.store[synapses.name]
+        tensors["replaced"] = mask.sum()
+        tensors["replaced_total"] = tensors["replaced_total"] + tensors["replaced"]
+
+    def _reset_moments(
+        self, session: Session, name: str, owner: Owner, parameter: torch.nn.Parameter, mask: Tensor
+    ) -> None:
+        unknown = reset_moments(owner.optimizer, parameter, mask, self.moments)
+        if unknown:
+            kept = ", ".join(unknown)
+            session.tell(
+                f"{name}: new synapses keep {kept} of {type(owner.optimizer).__name__}, whose meaning is unknown"
+            )
+
+    def _renew_dormant(self, session: Session, synapses: Synapses, owner: Owner, step: int) -> None:
+        """Fresh incoming weights, zero bias and zero outgoing weights for neurons that hardly fire."""
+        tensors = session.store[synapses.name]
+        rate = tensors.get("rate")
+        if rate is None:
+            return
+        dormant = rate < self.dormant_fraction * mean(rate)
+        weight = synapses.weight
+        mask = synapses.along_postsynaptic(dormant).expand_as(weight)
+        fresh = functional.fresh_synapses(
+            weight,
+            self.noise(synapses.name, step),
+            source=self.source,
+            table=tensors["quantiles"],
+            signs=session.signs(synapses),
+        )
+        weight.copy_(torch.where(mask, fresh, weight * (1.0 - self.shrinkage)))
+        self._renewed(session, synapses, owner, mask, step)
+        bias = synapses.module._parameters.get("bias")
+        if bias is not None and (bias_owner := session.owner(bias)) is not None:
+            bias.masked_fill_(dormant, 0.0)
+            self._reset_moments(session, f"{synapses.module_name}.bias", bias_owner, bias, dormant)
+        for reader, block in self._readers[synapses.name] or ():
+            self._silence(session, reader, dormant.repeat_interleave(block), step)
+        tensors["rate"] = torch.where(dormant, mean(rate), rate)  # a new neuron gets time to find its rate
+
+    def _silence(self, session: Session, reader: Synapses, dormant: Tensor, step: int) -> None:
+        """Zero the weights by which a layer reads renewed neurons."""
+        owner = session.owner(reader.weight)
+        if owner is not None and reader.weight.requires_grad:
+            mask = reader.along_presynaptic(dormant).expand_as(reader.weight)
+            reader.weight.masked_fill_(mask, 0.0)
+            self._reset_moments(session, reader.name, owner, reader.weight, mask)
+            session.renew(reader, mask, step)
+
+    def _find_readers(self, session: Session) -> None:
+        """Who reads each target's neurons: as given, else as traced, else nobody."""
+        by_module = {synapses.module_name: synapses for synapses in session.synapses.values()}
+        known = ", ".join(by_module)
+        for layer, given in self.readers.items():
+            for key in (layer, *given):
+                if key not in by_module:
+                    allowed = f"names of layers: {known}"
+                    raise BioConfigError(f"{self.name}.readers", key, allowed, nearest_name(key, by_module))
+        for name, synapses in self.targets.items():
+            traced = session.architecture.readers.get(synapses.module_name)
+            if synapses.module_name in self.readers:
+                layers = [by_module[layer] for layer in self.readers[synapses.module_name]]
+            elif traced is not None and all(reader.module_name in by_module for reader in traced):
+                layers = [by_module[reader.module_name] for reader in traced]
+            else:
+                self._readers[name] = None
+                session.tell(
+                    f"who reads {synapses.module_name} is unknown: only incoming weights of dormant units are refreshed"
+                )
+                continue
+            self._readers[name] = [(layer, self._block(synapses, layer)) for layer in layers]
+
+    def _block(self, synapses: Synapses, reader: Synapses) -> int:
+        """How many inputs of the reader one neuron fills: its feature map, where that is flattened."""
+        block, rest = divmod(reader.presynaptic_neurons, synapses.postsynaptic_neurons)
+        if rest:
+            raise BioConfigError(
+                f"{self.name}.readers",
+                f"{synapses.module_name}: {reader.module_name}",
+                f"a layer whose inputs ({reader.presynaptic_neurons}) are a multiple of"
+                f" {synapses.postsynaptic_neurons} neurons",
+            )
+        return block
+
+
+def _raise_on_nan(name: str, weight: Tensor) -> None:
+    if bool(torch.isnan(weight).any()):
+        raise RuntimeError(f"{name} contains NaN; WeightRejuvenation would hide it")

@@ -1,0 +1,172 @@
+"""Weight splitting: wiring."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
+
+import lightning.pytorch as pl
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from torch import nn
+
+from bio_lightning import functional
+from bio_lightning.architecture import trace_architecture
+from bio_lightning.callbacks.base import Mechanism, require
+from bio_lightning.errors import BioConfigError
+from bio_lightning.parameters import number
+from bio_lightning.session import Session
+from bio_lightning.split_layers import Activation, SplitLayer, group_hook, group_outputs, split_layer
+from bio_lightning.synapses import Kind, Synapses, find_synapses, select
+
+__all__ = ["WeightSplitting"]
+
+
+@dataclasses.dataclass(kw_only=True, eq=False)
+class WeightSplitting(Mechanism):
+    """Let a connection consist of several synapses, each with its own plasticity.
+
+    The maths: :func:`bio_lightning.functional.split_weights`; the card: ``cards/weight_splitting.md``. This is the one
+    mechanism that changes the function that is trained, so the split stays on the model after ``fit``, until
+    :func:`bio_lightning.fold` merges it. It has no schedule. Neutral with ``gamma: 1``.
+
+    Args:
+        gamma: Synapses per connection, or units per group, >= 1.
+        mode: ``synapses``: each weight is a sum of ``gamma`` trainable ones; ``grouped``: groups of ``gamma`` output
+            units are summed and share the sum.
+        activation: ``grouped`` only: applied to the units before they are summed.
+
+    Raises:
+        BioConfigError: A value is out of range, or an activation is given with ``mode: synapses``.
+
+    Example:
+        >>> WeightSplitting(gamma=3).mode
+        'synapses'
+    """
+
+    name: ClassVar[str] = "weight_splitting"
+    order: ClassVar[int] = 0
+    kinds: ClassVar[frozenset[Kind]] = frozenset(("linear", "conv"))
+    stored: ClassVar[tuple[str, ...]] = ("gamma",)
+
+    gamma: int = number(2, ge=1)
+    mode: Literal["synapses", "grouped"] = "synapses"
+    activation: Activation | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            self.activation is None or self.mode == "grouped", "activation", self.activation, "null with mode: synapses"
+        )
+
+    def build(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Split right after the user's ``configure_model``: before the optimizer, and before a checkpoint is loaded."""
+        launcher = type(trainer.strategy.launcher).__name__
+        if "MultiProcessing" in launcher:
+            raise MisconfigurationException(
+                "WeightSplitting cannot work with a spawning strategy, which copies back only weights of unchanged"
+                " shape; use strategy='ddp'"
+            )
+        own = pl_module.__dict__.get("configure_model")
+        original = pl_module.configure_model
+
+        def configure_model_then_split() -> None:
+            if own is None:
+                pl_module.__dict__.pop("configure_model", None)
+            else:
+                pl_module.__dict__["configure_model"] = own
+            original()
+            self.split(pl_module)
+
+        pl_module.__dict__["configure_model"] = configure_model_then_split
+
+    def choose_targets(self, session: Session) -> None:
+        """The split layers."""
+        chosen, self.skipped = self._selected(session.synapses, session.module)
+        self.targets = {synapses.name: synapses for synapses in chosen}
+
+    def split(self, module: nn.Module) -> None:
+        """Split the selected layers of a module in place; layers that are split already stay as they are."""
+        if self.gamma == 1:
+            return
+        for synapses in self._selected(find_synapses(module)[0], module)[0]:
+            self._split_one(synapses)
+
+    @torch.no_grad()
+    def initialize(self, session: Session, synapses: Synapses) -> None:
+        """On a fresh start give the synapses of a connection unequal shares."""
+        tensors = session.store.setdefault(synapses.name, {})
+        if "gamma" not in tensors and synapses.gamma > 1 and not session.resumed:
+            weight = synapses.weight
+            weight.copy_(functional.split_weights(weight.sum(dim=0), self.gamma, self.noise(synapses.name, 0)))
+        tensors["gamma"] = torch.tensor(self.gamma)
+
+    @staticmethod
+    def restore(module: nn.Module, checkpoint: Mapping[str, Any]) -> nn.Module:
+        """Split a plain module as a checkpoint says, and load the checkpoint's weights.
+
+        Args:
+            module: A fresh module of the class that was trained; changed in place.
+            checkpoint: A Lightning checkpoint as ``torch.load`` gives it.
+
+        Returns:
+            ``module``, ready to run, or for :func:`bio_lightning.fold`.
+
+        Raises:
+            ValueError: The checkpoint holds no split.
+
+        Example:
+            >>> WeightSplitting.restore(nn.Linear(2, 2), {"callbacks": {}})
+            Traceback (most recent call last):
+            ...
+            ValueError: the checkpoint was not trained with WeightSplitting
+        """
+        states = [s for key, s in checkpoint["callbacks"].items() if key.startswith(WeightSplitting.__name__)]
+        if not states:
+            raise ValueError("the checkpoint was not trained with WeightSplitting")
+        for state in states:
+            callback = WeightSplitting(**{**state["arguments"], "include": tuple(state["weights"]), "exclude": ()})
+            for synapses in find_synapses(module)[0].values():
+                if synapses.name in state["weights"] and callback.gamma > 1:
+                    callback._split_one(synapses)
+        module.load_state_dict(checkpoint["state_dict"])
+        return module
+
+    def _selected(self, synapses: dict[str, Synapses], module: nn.Module) -> tuple[list[Synapses], list[Synapses]]:
+        chosen, skipped = select(synapses, self.include, self.exclude, self.kinds, self.name)
+        shared = [s for s in chosen if any(site.kind not in self.kinds for site in s.sites)]
+        if self.mode == "grouped":
+            layers = {site.module_name: site.module for s in synapses.values() for site in s.sites}
+            outputs = trace_architecture(module, layers).outputs
+            shared += [s for s in chosen if s.module_name in outputs or len(s.sites) > 1]
+        kept = [s for s in chosen if s not in shared]
+        if not kept:
+            allowed = "patterns that name a layer that can be split: not tied to another kind, and not the output layer"
+            raise BioConfigError(f"{self.name}.include", self.include, allowed)
+        return kept, [*skipped, *dict.fromkeys(shared)]
+
+    def _split_one(self, synapses: Synapses) -> None:
+        layer = synapses.module
+        if self.mode == "synapses":
+            if isinstance(layer, SplitLayer):
+                self._agree(synapses, layer.synapses_per_connection)
+                return
+            for site in synapses.sites:
+                split_layer(site.module, self.gamma)
+                site.module._parameters["weight"] = layer._parameters["weight"]  # tied layers stay tied
+            return
+        hook = group_hook(layer)
+        if hook is not None:
+            self._agree(synapses, hook.gamma)
+            return
+        units = synapses.postsynaptic_neurons
+        if units % self.gamma:
+            allowed = f"a divisor of the {units} units of {synapses.module_name}, or exclude that layer"
+            raise BioConfigError(f"{self.name}.gamma", self.gamma, allowed)
+        group_outputs(layer, self.gamma, self.activation)
+
+    def _agree(self, synapses: Synapses, gamma: int) -> None:
+        if gamma != self.gamma:
+            allowed = f"{gamma}, since {synapses.module_name} is split already; fold the model to change it"
+            raise BioConfigError(f"{self.name}.gamma", self.gamma, allowed)

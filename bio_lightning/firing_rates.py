@@ -1,0 +1,121 @@
+"""Running firing rates of neurons, from forward hooks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+import torch.distributed
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from bio_lightning.synapses import Synapses
+
+__all__ = ["FiringRates", "Side"]
+
+_DECAY = 0.99
+
+#: Which neurons of a layer: ``rate`` for its outputs, ``pre_rate`` for its inputs. Also the key in the store.
+Side = str
+
+
+def neuron_dim(synapses: Synapses) -> int:
+    """Dimension of the neurons in a layer's input and output, counted from the end."""
+    return -1 if synapses.kind == "linear" else 1 - len(synapses.shape)
+
+
+class _Counter:
+    """Forward hook that counts positive values per neuron, in training mode only.
+
+    A class of its own rather than a closure, so that a model in training can be pickled and copied.
+    """
+
+    def __init__(self, dim: int, of_input: bool) -> None:
+        self.dim, self.of_input = dim, of_input
+        self.positive: Tensor | None = None
+        self.total = 0
+
+    def __call__(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        if not module.training:
+            return
+        value = inputs[0] if self.of_input else output[0] if isinstance(output, tuple) else output
+        value = value.detach()
+        others = [d for d in range(value.ndim) if d != self.dim % value.ndim]
+        # float64 counts are exact integers: independent of how a batch is cut into micro-batches and ranks
+        positive = (value > 0).sum(dim=others).to(torch.float64) if others else (value > 0).to(torch.float64)
+        self.positive = positive if self.positive is None else self.positive + positive
+        self.total += value.numel() // value.shape[self.dim]
+
+    def clear(self) -> None:
+        self.positive, self.total = None, 0
+
+
+class FiringRates:
+    """Counts of the current optimizer step and their exponential average over steps.
+
+    A firing rate is the share of positive inputs to the nonlinearity over all training forwards of one optimizer step,
+    micro-batches and ranks together; then the average moves once, by 1 percent of the way.
+
+    Args:
+        store: Where the averages live, by weight name.
+    """
+
+    def __init__(self, store: dict[str, dict[str, Tensor]]) -> None:
+        self._store = store
+        self._counters: dict[tuple[str, Side], list[_Counter]] = {}
+        self._handles: list[RemovableHandle] = []
+
+    def watch(self, synapses: Synapses, side: Side, modules: Iterable[nn.Module]) -> None:
+        """Start counting the neurons of a layer, at the output (or input) of ``modules``."""
+        if (synapses.name, side) in self._counters:
+            return
+        counters = self._counters[synapses.name, side] = []
+        for module in modules:
+            counter = _Counter(neuron_dim(synapses), of_input=side == "pre_rate")
+            counters.append(counter)
+            self._handles.append(module.register_forward_hook(counter))
+
+    def commit(self, names: set[str]) -> None:
+        """Update the averages of the layers whose optimizer stepped, and start counting anew."""
+        due = {key: counters for key, counters in self._counters.items() if key[0] in names}
+        counts = {key: count for key, counters in due.items() if (count := _total(counters)) is not None}
+        for (name, side), count in zip(counts, _sum_over_ranks(list(counts.values())), strict=True):
+            share = (count[:-1] / count[-1]).to(torch.float32)
+            old = self._store.setdefault(name, {}).get(side)
+            self._store[name][side] = share if old is None else torch.lerp(share, old, _DECAY)
+        for counters in due.values():
+            for counter in counters:
+                counter.clear()
+
+    def discard(self) -> None:
+        """Forget the counts of a step that did not happen."""
+        for counters in self._counters.values():
+            for counter in counters:
+                counter.clear()
+
+    def remove(self) -> None:
+        """Remove all hooks from the model."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self._counters.clear()
+
+
+def _total(counters: list[_Counter]) -> Tensor | None:
+    """Positive counts of all sites of a layer with the number of observations appended."""
+    seen = [counter for counter in counters if counter.positive is not None]
+    if not seen:
+        return None
+    positive = torch.stack([c.positive for c in seen if c.positive is not None]).sum(dim=0)
+    return torch.cat([positive, positive.new_tensor([float(sum(c.total for c in seen))])])
+
+
+def _sum_over_ranks(tensors: list[Tensor]) -> list[Tensor]:
+    """Sum each tensor over all processes, in one message."""
+    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    if not tensors or not distributed or torch.distributed.get_world_size() == 1:
+        return tensors
+    packed = torch.cat([tensor.flatten() for tensor in tensors])
+    torch.distributed.all_reduce(packed)
+    return list(torch.split(packed, [tensor.numel() for tensor in tensors]))

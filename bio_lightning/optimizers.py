@@ -1,0 +1,80 @@
+"""What callbacks need to know of optimizers: whose weight it is, how a multiplier acts, which moments a synapse has."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+__all__ = ["ApplyTo", "Owner", "apply_to_for", "owners", "reset_moments"]
+
+ApplyTo = Literal["auto", "gradient", "update"]
+Moments = Literal["zero", "layer_mean", "keep"]
+
+#: Per-element optimizer state that averages gradients or updates: a new synapse has moved nowhere yet.
+_FIRST_MOMENTS = frozenset(("exp_avg", "momentum_buffer", "grad_avg", "prev", "mu", "ax"))
+#: Per-element optimizer state that averages squared or absolute gradients or updates.
+_SECOND_MOMENTS = frozenset(
+    ("exp_avg_sq", "max_exp_avg_sq", "square_avg", "sum", "acc_delta", "exp_inf", "step_size", "eta")
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Owner:
+    """The optimizer, its number and the parameter group that a weight belongs to."""
+
+    index: int
+    optimizer: Optimizer
+    group: dict[str, Any]
+
+
+def owners(optimizers: Sequence[Optimizer]) -> dict[int, Owner]:
+    """Owner of every optimized parameter, by the parameter's ``id``."""
+    return {
+        id(parameter): Owner(index, optimizer, group)
+        for index, optimizer in enumerate(optimizers)
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    }
+
+
+def apply_to_for(setting: ApplyTo, owner: Owner) -> Literal["gradient", "update"]:
+    """Whether multipliers scale the gradient or the update, for one parameter group.
+
+    ``auto`` picks the gradient only where that is the same as scaling the learning rate: SGD without weight decay.
+    """
+    if setting != "auto":
+        return setting
+    plain = isinstance(owner.optimizer, torch.optim.SGD) and not owner.group.get("weight_decay", 0)
+    return "gradient" if plain else "update"
+
+
+@torch.no_grad()
+def reset_moments(optimizer: Optimizer, parameter: nn.Parameter, mask: Tensor, how: Moments) -> list[str]:
+    """Reset the optimizer's memory of new synapses, element by element.
+
+    Args:
+        optimizer: Owner of ``parameter``.
+        parameter: The weight tensor.
+        mask: bool, the shape of ``parameter``: which synapses are new.
+        how: ``zero``: all moments 0; ``layer_mean``: first moments 0, second moments the layer's mean; ``keep``.
+
+    Returns:
+        Names of per-element states that are neither a known first nor a known second moment, and were left alone.
+    """
+    unknown = []
+    for name, state in optimizer.state.get(parameter, {}).items():
+        if how == "keep" or not isinstance(state, Tensor) or state.ndim == 0 or state.shape != mask.shape:
+            continue
+        if name not in _FIRST_MOMENTS and name not in _SECOND_MOMENTS:
+            unknown.append(name)
+        elif name in _FIRST_MOMENTS or how == "zero":
+            state.masked_fill_(mask, 0.0)
+        else:
+            fill = (state.sum(dtype=torch.float64) / max(state.numel(), 1)).to(state.dtype)
+            state.copy_(torch.where(mask, fill, state))
+    return unknown

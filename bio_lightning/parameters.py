@@ -1,0 +1,167 @@
+"""Constructor parameters: declared once as dataclass fields, checked once, for Python and YAML alike."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, NamedTuple, Union
+
+from bio_lightning.errors import BioConfigError, nearest_name
+
+__all__ = ["Range", "check_parameters", "describe", "number"]
+
+
+class Range(NamedTuple):
+    """Interval of allowed numbers.
+
+    Example:
+        >>> str(Range(low=0, high=1, open_low=True)), 0.0 in Range(low=0, high=1, open_low=True)
+        ('(0, 1]', False)
+    """
+
+    low: float = -math.inf
+    high: float = math.inf
+    open_low: bool = False
+    open_high: bool = False
+
+    def __contains__(self, value: object) -> bool:
+        if not isinstance(value, (int, float)) or math.isnan(value):
+            return False
+        above = value > self.low if self.open_low else value >= self.low
+        below = value < self.high if self.open_high else value <= self.high
+        return above and below
+
+    def __str__(self) -> str:
+        left = "(" if self.open_low or self.low == -math.inf else "["
+        right = ")" if self.open_high or self.high == math.inf else "]"
+        return f"{left}{self.low:g}, {self.high:g}{right}"
+
+
+def number(
+    default: Any,
+    *,
+    ge: float | None = None,
+    gt: float | None = None,
+    le: float | None = None,
+    lt: float | None = None,
+    infinite: bool = False,
+) -> Any:
+    """A numeric constructor parameter with its allowed range.
+
+    Args:
+        default: Its default.
+        ge: Smallest allowed value.
+        gt: Bound that must be exceeded.
+        le: Largest allowed value.
+        lt: Bound that must not be reached.
+        infinite: Whether infinity is allowed.
+    """
+    low = ge if ge is not None else gt if gt is not None else -math.inf
+    high = le if le is not None else lt if lt is not None else math.inf
+    bounds = Range(low, high, open_low=gt is not None, open_high=lt is not None)
+    return dataclasses.field(default=default, metadata={"range": bounds, "infinite": infinite})
+
+
+class _MismatchError(Exception):
+    """A value that does not fit a type hint; the message says what would."""
+
+    def __init__(self, allowed: str, nearest: str | None = None) -> None:
+        super().__init__(allowed)
+        self.allowed, self.nearest = allowed, nearest
+
+
+def check_parameters(instance: Any) -> None:
+    """Check and convert every dataclass field of ``instance`` by its type hint and range.
+
+    Integers become floats, lists become tuples, and a bare string becomes a tuple of one where a tuple is expected.
+
+    Raises:
+        BioConfigError: A value has the wrong type or is out of range.
+    """
+    hints = typing.get_type_hints(type(instance))
+    for field in dataclasses.fields(instance):
+        value = getattr(instance, field.name)
+        try:
+            value = _convert(hints[field.name], value)
+        except _MismatchError as error:
+            raise BioConfigError(field.name, value, describe(field, hints[field.name]), error.nearest) from None
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and "range" in field.metadata:
+            finite = field.metadata["infinite"] or not math.isinf(value)
+            if value not in field.metadata["range"] or not finite:
+                raise BioConfigError(field.name, value, describe(field, hints[field.name]))
+        setattr(instance, field.name, value)
+
+
+def describe(field: dataclasses.Field[Any], hint: Any) -> str:
+    """What a parameter accepts, in words.
+
+    Example:
+        >>> @dataclasses.dataclass
+        ... class Example:
+        ...     floor: float = number(0.05, gt=0, le=1)
+        >>> describe(dataclasses.fields(Example)[0], float)
+        'a number in (0, 1]'
+    """
+    bounds = field.metadata.get("range")
+    return _describe_hint(hint, f" in {bounds}" if bounds and bounds != Range() else "")
+
+
+def _describe_hint(hint: Any, bounds: str = "") -> str:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        return "one of " + ", ".join(map(str, arguments))
+    if origin in (Union, types.UnionType):
+        return ", or ".join(_describe_hint(argument, bounds) for argument in arguments)
+    if origin is tuple:
+        return "a list of " + ("lists of strings" if typing.get_origin(arguments[0]) is tuple else "strings")
+    if origin is dict:
+        return "a mapping from strings to lists of strings"
+    names = {float: "a number", int: "a whole number", bool: "true or false", str: "a string", type(None): "null"}
+    return names[hint] + (bounds if hint in (float, int) else "")
+
+
+def _convert(hint: Any, value: Any) -> Any:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        if value in arguments and not isinstance(value, bool):
+            return value
+        nearest = nearest_name(value, arguments) if isinstance(value, str) else None
+        raise _MismatchError(_describe_hint(hint), nearest)
+    if origin in (Union, types.UnionType):
+        return _convert_union(arguments, value)
+    if origin is tuple:
+        return _convert_tuple(arguments[0], value)
+    if origin is dict:
+        if not isinstance(value, Mapping):
+            raise _MismatchError(_describe_hint(hint))
+        return {_convert(str, key): _convert(arguments[1], item) for key, item in value.items()}
+    return _convert_scalar(hint, value)
+
+
+def _convert_union(hints: tuple[Any, ...], value: Any) -> Any:
+    nearest = None
+    for hint in hints:
+        try:
+            return _convert(hint, value)
+        except _MismatchError as error:  # noqa: PERF203 - the alternatives are few
+            nearest = nearest or error.nearest
+    raise _MismatchError(", or ".join(map(_describe_hint, hints)), nearest)
+
+
+def _convert_tuple(hint: Any, value: Any) -> tuple[Any, ...]:
+    if isinstance(value, str) and hint is str:
+        return (value,)
+    if isinstance(value, (str, Mapping)) or not isinstance(value, Iterable):
+        raise _MismatchError("a list")
+    return tuple(_convert(hint, item) for item in value)
+
+
+def _convert_scalar(hint: Any, value: Any) -> Any:
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if type(value) is hint or (isinstance(value, hint) and not isinstance(value, bool)):
+        return value
+    raise _MismatchError(_describe_hint(hint))

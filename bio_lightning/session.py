@@ -1,0 +1,427 @@
+"""When things happen: what all bio callbacks of a Trainer share about one LightningModule.
+
+Lightning calls every callback at every hook. Here the first bio callback in the Trainer's list leads and the session
+runs all mechanisms in the library's own order, so that the order of the list does not matter.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+import lightning.pytorch as pl
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+
+from bio_lightning.architecture import Architecture, trace_architecture
+from bio_lightning.errors import NoEffectWarning
+from bio_lightning.firing_rates import FiringRates
+from bio_lightning.optimizers import ApplyTo, Owner, apply_to_for, owners
+from bio_lightning.plasticity import Plasticity, Store
+from bio_lightning.synapses import NEURON_KINDS, Synapses, find_synapses
+
+if TYPE_CHECKING:
+    from bio_lightning.callbacks.base import BioCallback, Mechanism
+
+__all__ = ["Session", "dale_signs", "multipliers"]
+
+#: The latest session of every LightningModule; outside the module, so that the module stays plain.
+_SESSIONS: weakref.WeakKeyDictionary[nn.Module, Session] = weakref.WeakKeyDictionary()
+
+
+class Session:
+    """State and schedule shared by the bio callbacks of one Trainer, for one LightningModule.
+
+    Args:
+        pl_module: The module; held weakly.
+        callbacks: The bio callbacks in the Trainer's order; the first one leads.
+    """
+
+    def __init__(self, pl_module: pl.LightningModule, callbacks: Sequence[BioCallback]) -> None:
+        self._module = weakref.ref(pl_module)
+        self.callbacks = list(callbacks)
+        self.mechanisms: list[Mechanism] = sorted(
+            (cast("Mechanism", c) for c in callbacks if c.is_mechanism), key=lambda c: (c.order, c.state_key)
+        )
+        self.synapses: dict[str, Synapses] = {}
+        self.architecture = Architecture(order=[])
+        self.store: Store = {}
+        self.steps: list[int] = []  # optimizer steps done, by optimizer
+        self.resumed = False
+        self.rates = FiringRates(self.store)
+        self.plasticity = Plasticity(self)
+        self.apply_to: ApplyTo = "auto"
+        self.state_dtype = torch.float32
+        self._acting: dict[str, list[Mechanism]] = {}
+        self._handles: list[RemovableHandle] = []
+        self._owner_index: dict[str, int] = {}  # what is left of the owners after fit
+        self._owners: tuple[tuple[int, ...], dict[int, Owner]] = ((), {})
+        self._optimizers: list[Optimizer] = []
+        self._passed: set[int] = set()  # optimizers whose pass has run in the current step
+        self._stepped: dict[int, int] = {}  # optimizers that stepped in the current batch, with their count before
+        self._touched: set[str] = set()  # weights that had a gradient in the current step
+        self._told: set[str] = set()
+
+    @classmethod
+    def join(cls, pl_module: pl.LightningModule, callbacks: Sequence[BioCallback]) -> Session:
+        """The session of these callbacks on this module: the one of an earlier ``fit``, or a new one."""
+        session = _SESSIONS.get(pl_module)
+        if session is None or session.callbacks != list(callbacks):
+            session = _SESSIONS[pl_module] = cls(pl_module, callbacks)
+        return session
+
+    @property
+    def module(self) -> pl.LightningModule:
+        """The LightningModule."""
+        module = self._module()
+        if module is None:
+            raise RuntimeError("the LightningModule of this session is gone")
+        return module
+
+    def tell(self, message: str) -> None:
+        """Say something once, on rank zero."""
+        if message not in self._told:
+            self._told.add(message)
+            rank_zero_info(f"bio_lightning: {message}")
+
+    # ---- start ------------------------------------------------------------------------------------------------------
+
+    def begin(self, trainer: pl.Trainer) -> None:
+        """``on_fit_start``: find the synapses, restore or initialise their state, install hooks."""
+        self._optimizers = list(trainer.optimizers)
+        self._unify_settings()
+        self._refuse(trainer)
+        self._find_synapses()
+        for mechanism in self.mechanisms:
+            mechanism.adopt(self)
+        self._continue_counting()
+        for phase in ("initialize", "start"):
+            for mechanism in self.mechanisms:
+                for synapses in mechanism.targets.values():
+                    getattr(mechanism, phase)(self, synapses)
+        for optimizer in self._optimizers:
+            self._handles.append(optimizer.register_step_pre_hook(self._before_step))
+            self._handles.append(optimizer.register_step_post_hook(self._after_step))
+        self._watch_rates()
+
+    def ready(self) -> None:
+        """``on_train_start``, after every restore: place the state on its weights' devices and check it."""
+        for mechanism in self.mechanisms:
+            mechanism.adopt(self)
+        for name, tensors in self.store.items():
+            if name in self.synapses:
+                device = self.synapses[name].weight.device
+                for key, tensor in tensors.items():
+                    tensors[key] = tensor.to(device)
+        for mechanism in self.mechanisms:
+            for synapses in mechanism.targets.values():
+                mechanism.verify(self, synapses)
+        self._report()
+
+    def end(self) -> None:
+        """``teardown`` and ``on_exception``: leave no hook behind."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self.rates.remove()
+        self.plasticity.release()
+        self._owner_index = {n: owner.index for n, s in self.synapses.items() if (owner := self.owner(s.weight))}
+        self.resumed = False
+        self._optimizers = []
+        self._owners = ((), {})
+
+    def _find_synapses(self) -> None:
+        self.synapses, unusable = find_synapses(self.module)
+        for name, reason in unusable.items():
+            self.tell(f"{name} is left alone: {reason}")
+        layers = {site.module_name: site.module for s in self.synapses.values() for site in s.sites}
+        self.architecture = trace_architecture(self.module, layers)
+        self._acting = {name: [] for name in self.synapses}
+        for mechanism in self.mechanisms:
+            mechanism.choose_targets(self)
+            for name in mechanism.targets:
+                for other in self._acting[name]:
+                    if type(other) is type(mechanism):
+                        raise MisconfigurationException(
+                            f"two {type(mechanism).__name__} callbacks act on {name}; separate them by include/exclude"
+                        )
+                self._acting[name].append(mechanism)
+
+    def _unify_settings(self) -> None:
+        """Settings of the shared pass: two callbacks that differ are an error."""
+        for key, default in (("apply_to", "auto"), ("kernel", "auto"), ("state_dtype", "float32")):
+            chosen: dict[str, str] = {}
+            for mechanism in self.mechanisms:
+                value = getattr(mechanism, key, None)
+                if value is not None:
+                    chosen.setdefault(value, type(mechanism).__name__)
+            if len(chosen) > 1:
+                values = " and ".join(f"{name} sets {value!r}" for value, name in chosen.items())
+                raise MisconfigurationException(f"{key} belongs to the pass that all mechanisms share, but {values}")
+            setattr(self, key, next(iter(chosen), default))
+        self.state_dtype = getattr(torch, str(self.state_dtype))
+
+    def _refuse(self, trainer: pl.Trainer) -> None:
+        """What cannot be supported is refused before the first step."""
+        strategy = type(trainer.strategy).__name__
+        if any(word in strategy for word in ("FSDP", "ModelParallel", "DeepSpeed", "XLA")):
+            raise MisconfigurationException(
+                f"{type(self.callbacks[0]).__name__}: {strategy} shards weights, which bio_lightning does not support"
+                " yet; use a single device or DDP"
+            )
+        adaptive = [o for o in self._optimizers if not isinstance(o, torch.optim.SGD)]
+        if self.apply_to == "gradient" and adaptive:
+            name = type(adaptive[0]).__name__
+            if isinstance(adaptive[0], torch.optim.LBFGS):
+                raise MisconfigurationException("apply_to='gradient' cannot work with LBFGS; use 'update' or 'auto'")
+            rank_zero_warn(
+                f"apply_to='gradient': {name} divides a constant factor away; use 'auto' or 'update'",
+                category=NoEffectWarning,
+            )
+
+    def _continue_counting(self) -> None:
+        restored = [m.restored_steps for m in self.mechanisms if m.restored_steps]
+        if restored:
+            self.steps = list(restored[0])
+        if len(self.steps) != len(self._optimizers):
+            self.steps = [0] * len(self._optimizers)
+
+    def _watch_rates(self) -> None:
+        for mechanism in self.mechanisms:
+            for side in mechanism.rates_needed:
+                for synapses in mechanism.targets.values():
+                    sites = [site for site in synapses.sites if site.kind in NEURON_KINDS]
+                    modules = [self._hooked(site, side) for site in sites]
+                    self.rates.watch(synapses, side, [module for module in modules if module is not None])
+
+    def _hooked(self, site: Synapses, side: str) -> nn.Module | None:
+        """Where a layer's firing shows: at itself, the norm behind it, or the attention module around it."""
+        modules = dict(self.module.named_modules())
+        by_plain_name = {name.replace("_orig_mod.", ""): module for name, module in modules.items()}
+        parent = by_plain_name.get(site.module_name.rpartition(".")[0])
+        if isinstance(parent, nn.MultiheadAttention):  # a hook on its inner projection never fires
+            return parent if side == "rate" else None
+        norm = self.architecture.norms.get(site.module_name) if side == "rate" else None
+        return by_plain_name[norm] if norm else site.module
+
+    def _report(self) -> None:
+        """What was decided, once."""
+        self.tell(f"forward order ({self.architecture.source}): {' -> '.join(self.architecture.order)}")
+        for mechanism in self.mechanisms:
+            if mechanism.skipped:
+                names = ", ".join(f"{s.name} ({s.kind})" for s in mechanism.skipped)
+                self.tell(f"{type(mechanism).__name__} does not act on {names}")
+        if any(mechanism.scales_learning for mechanism in self.mechanisms):
+            for optimizer in self._optimizers:
+                for group in optimizer.param_groups:
+                    picked = apply_to_for(self.apply_to, Owner(0, optimizer, group))
+                    why = "as asked" if self.apply_to != "auto" else {
+                        "gradient": "SGD without weight decay: scaling the gradient is scaling the learning rate",
+                        "update": f"{type(optimizer).__name__} would divide or decay past a factor on the gradient",
+                    }[picked]  # fmt: skip
+                    self.tell(f"multipliers scale the {picked} ({why})")
+
+    # ---- one training step ------------------------------------------------------------------------------------------
+
+    def batch_start(self) -> None:
+        """``on_train_batch_start``: a pass whose optimizer never stepped is forgotten."""
+        self._passed.clear()
+
+    def after_backward(self, trainer: pl.Trainer) -> None:
+        """``on_after_backward``: the pass, in the micro-batch that completes the accumulation.
+
+        Elsewhere the pass has to wait for ``on_before_optimizer_step``: in manual optimization nobody knows here whose
+        step follows, and with a gradient scaler the gradients are scaled and the step may be skipped.
+        """
+        if self.module.automatic_optimization and _scaler(trainer) is None and not _accumulating(trainer):
+            self.run_pass(trainer, self._optimizers[0])
+
+    def before_optimizer_step(self, trainer: pl.Trainer, optimizer: Optimizer) -> None:
+        """``on_before_optimizer_step``: the pass where it has not run in ``on_after_backward``."""
+        scaler = _scaler(trainer)
+        if scaler is not None and _unscales_itself(optimizer):
+            self._refuse_scaled(optimizer)
+        elif scaler is not None and any(bool(found) for found in scaler._found_inf_per_device(optimizer).values()):
+            return  # the step will be skipped
+        self.run_pass(trainer, optimizer)
+
+    def run_pass(self, trainer: pl.Trainer, optimizer: Optimizer) -> None:
+        """Crystallize, refresh multipliers, and scale the gradients where multipliers act on gradients."""
+        index = self._optimizers.index(optimizer)
+        if index in self._passed:
+            return
+        self._passed.add(index)
+        step = self.steps[index]
+        for synapses, owner in self._owned(index):
+            grad = synapses.weight.grad
+            if grad is None:
+                continue
+            self._touched.add(synapses.name)
+            for mechanism in self._acting[synapses.name]:
+                if mechanism.active(step) and mechanism.due(step):
+                    mechanism.observe(self, synapses, grad, step)
+            if apply_to_for(self.apply_to, owner) == "gradient":
+                self.plasticity.scale_gradient(synapses, self._acting[synapses.name], step)
+
+    def _before_step(self, optimizer: Optimizer, *_: Any) -> None:
+        """Optimizer pre-hook. In automatic optimization it fires before forward and backward."""
+        index = self._optimizers.index(optimizer)
+        for synapses, _owner in self._owned(index, mode="update"):
+            self.plasticity.snapshot(synapses)
+
+    def _after_step(self, optimizer: Optimizer, *_: Any) -> None:
+        """Optimizer post-hook: the step happened (a fused optimizer says itself when it did not)."""
+        found_inf = getattr(optimizer, "found_inf", None)
+        if found_inf is not None and bool(found_inf):
+            return
+        index = self._optimizers.index(optimizer)
+        step = self.steps[index]
+        for synapses, _owner in self._owned(index, mode="update"):
+            if synapses.name in self._touched:
+                self.plasticity.scale_update(synapses, self._acting[synapses.name], step)
+        for synapses, owner in self._owned(index):
+            for mechanism in self._acting[synapses.name]:
+                if synapses.name in self._touched and mechanism.active(step) and mechanism.due(step):
+                    mechanism.after_update(self, synapses, owner)
+        self.rates.commit({synapses.name for synapses, _owner in self._owned(index)})
+        self._stepped.setdefault(index, step)
+        self.steps[index] += 1
+        self._passed.discard(index)
+
+    def batch_end(self, trainer: pl.Trainer) -> None:
+        """``on_train_batch_end``: rejuvenation, then Dale's principle, where the owning optimizer stepped."""
+        if not self._stepped and not (self.module.automatic_optimization and _accumulating(trainer)):
+            self.rates.discard()
+        for mechanism in self.mechanisms:
+            for index, before in self._stepped.items():
+                completed = range(before + 1, self.steps[index] + 1)
+                for synapses, owner in self._owned(index):
+                    if synapses.name in self._touched and synapses.name in mechanism.targets:
+                        mechanism.finish(self, synapses, owner, completed)
+        if self._stepped:
+            self._stepped.clear()
+            self._touched.clear()
+
+    def _refuse_scaled(self, optimizer: Optimizer) -> None:
+        """A fused optimizer unscales inside ``step``: thresholds would judge gradients times the loss scale."""
+        for mechanism in self.mechanisms:
+            if mechanism.judges_gradients:
+                raise MisconfigurationException(
+                    f"{type(mechanism).__name__} judges gradients, but {type(optimizer).__name__} unscales them only"
+                    " inside its step under a gradient scaler; create the optimizer with fused=False"
+                )
+
+    # ---- lookups ----------------------------------------------------------------------------------------------------
+
+    def owner(self, parameter: nn.Parameter) -> Owner | None:
+        """Optimizer and parameter group of a parameter, None where it has none."""
+        # groups may grow during a run, when layers are unfrozen
+        key = tuple(len(group["params"]) for optimizer in self._optimizers for group in optimizer.param_groups)
+        if self._owners[0] != key:
+            self._owners = (key, owners(self._optimizers))
+        return self._owners[1].get(id(parameter))
+
+    def _owned(self, index: int, mode: str | None = None) -> list[tuple[Synapses, Owner]]:
+        """Synapses that a mechanism or a split concerns, of one optimizer, perhaps only those scaled in ``mode``."""
+        found = []
+        for name, synapses in self.synapses.items():
+            acting = self._acting[name]
+            if not acting and synapses.gamma == 1:
+                continue
+            owner = self.owner(synapses.weight)
+            if owner is None or owner.index != index:
+                continue
+            scaled = synapses.gamma > 1 or any(m.scales_learning and m.active(self.steps[index]) for m in acting)
+            if mode is None or (scaled and apply_to_for(self.apply_to, owner) == mode):
+                found.append((synapses, owner))
+        return found
+
+    def step_of(self, synapses: Synapses) -> int:
+        """Steps done by the optimizer that owns a weight; 0 where none does."""
+        owner = self.owner(synapses.weight)
+        index = owner.index if owner else self._owner_index.get(synapses.name)
+        return 0 if index is None else self.steps[index]
+
+    def acting(self, synapses: Synapses) -> list[Mechanism]:
+        """Mechanisms on a weight, in the library's order."""
+        return self._acting.get(synapses.name, [])
+
+    def renew(self, synapses: Synapses, mask: Tensor, step: int) -> None:
+        """Tell every mechanism that the synapses in ``mask`` are new."""
+        for mechanism in self.acting(synapses):
+            mechanism.renew(self, synapses, mask, step)
+
+    def signs(self, synapses: Synapses) -> Tensor | None:
+        """Signs that Dale's principle imposes on a weight, shaped to broadcast, or None."""
+        for mechanism in self.acting(synapses):
+            signs = mechanism.imposed_signs(self, synapses)
+            if signs is not None:
+                return signs
+        return None
+
+
+def _accumulating(trainer: pl.Trainer) -> bool:
+    return trainer.fit_loop._should_accumulate()
+
+
+def _scaler(trainer: pl.Trainer) -> Any:
+    return getattr(trainer.precision_plugin, "scaler", None)
+
+
+def _unscales_itself(optimizer: Optimizer) -> bool:
+    return bool(getattr(optimizer, "_step_supports_amp_scaling", False))
+
+
+def _session_of(pl_module: nn.Module) -> Session:
+    module = getattr(pl_module, "_orig_mod", pl_module)
+    session = _SESSIONS.get(module)
+    if session is None:
+        raise ValueError(f"no Trainer with bio callbacks has run on this {type(module).__name__}")
+    return session
+
+
+def multipliers(pl_module: nn.Module) -> dict[str, Tensor]:
+    """Current stored multiplier of every weight that has one, during and after ``fit``.
+
+    The multiplier is the product of the fuzzy factor and the crystallization factor. What is drawn anew each step
+    (volume) or belongs to a neuron (scaling) is not part of it.
+
+    Args:
+        pl_module: The LightningModule that was fitted.
+
+    Returns:
+        Tensors by parameter name, the shape of the weight; ``(gamma, *shape)`` where it is split.
+
+    Raises:
+        ValueError: No Trainer with bio callbacks has run on the module.
+    """
+    session = _session_of(pl_module)
+    found = {}
+    for name, synapses in session.synapses.items():
+        step = session.step_of(synapses)
+        weight = synapses.weight
+        factor = session.plasticity.factor(synapses, session.acting(synapses), weight, step, stored_only=True)
+        if factor is not None:
+            found[name] = factor.detach().clone()
+    return found
+
+
+def dale_signs(pl_module: nn.Module) -> dict[str, Tensor]:
+    """Sign of every presynaptic neuron, by the name of the weight that reads it.
+
+    Args:
+        pl_module: The LightningModule that was fitted.
+
+    Returns:
+        +1/-1, shape ``(neurons,)``; postsynaptic neurons where ``axis`` is ``postsynaptic``.
+
+    Raises:
+        ValueError: No Trainer with bio callbacks has run on the module.
+    """
+    store = _session_of(pl_module).store
+    return {name: tensors["signs"].clone() for name, tensors in store.items() if "signs" in tensors}
