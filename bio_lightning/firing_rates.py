@@ -75,6 +75,14 @@ class FiringRates:
             counter = _Counter(neuron_dim(synapses), of_input=side == "pre_rate")
             counters.append(counter)
             self._handles.append(module.register_forward_hook(counter))
+        pending = self._store.get(synapses.name, {}).pop(f"{side}_count", None)
+        if pending is not None and counters and not _distributed():
+            counters[0].positive, counters[0].total = pending[:-1], int(pending[-1])
+
+    def pending(self, name: str) -> dict[str, Tensor]:
+        """Counts of forwards whose optimizer step is still to come, by key: what a checkpoint between steps lacks."""
+        counts = {side: _total(counters) for (owner, side), counters in self._counters.items() if owner == name}
+        return {f"{side}_count": count for side, count in counts.items() if count is not None}
 
     def commit(self, names: set[str]) -> None:
         """Update the averages of the layers whose optimizer stepped, and start counting anew."""
@@ -95,7 +103,9 @@ class FiringRates:
                 counter.clear()
 
     def remove(self) -> None:
-        """Remove all hooks from the model."""
+        """Remove all hooks from the model; counts that await a step go to the store."""
+        for name in {name for name, _side in self._counters}:
+            self._store.setdefault(name, {}).update(self.pending(name))
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
@@ -111,10 +121,14 @@ def _total(counters: list[_Counter]) -> Tensor | None:
     return torch.cat([positive, positive.new_tensor([float(sum(c.total for c in seen))])])
 
 
+def _distributed() -> bool:
+    ready = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return ready and torch.distributed.get_world_size() > 1
+
+
 def _sum_over_ranks(tensors: list[Tensor]) -> list[Tensor]:
     """Sum each tensor over all processes, in one message."""
-    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-    if not tensors or not distributed or torch.distributed.get_world_size() == 1:
+    if not tensors or not _distributed():
         return tensors
     packed = torch.cat([tensor.flatten() for tensor in tensors])
     torch.distributed.all_reduce(packed)

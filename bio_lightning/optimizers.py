@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-__all__ = ["ApplyTo", "Owner", "apply_to_for", "owners", "reset_moments"]
+__all__ = ["ApplyTo", "Owner", "apply_to_for", "owners", "reset_moments", "splits_gradient"]
 
 ApplyTo = Literal["auto", "gradient", "update"]
 Moments = Literal["zero", "layer_mean", "keep"]
@@ -51,6 +51,14 @@ def apply_to_for(setting: ApplyTo, owner: Owner) -> Literal["gradient", "update"
         return setting
     plain = isinstance(owner.optimizer, torch.optim.SGD) and not owner.group.get("weight_decay", 0)
     return "gradient" if plain else "update"
+
+
+def splits_gradient(owner: Owner, mode: Literal["gradient", "update"]) -> bool:
+    """Whether a synapse's share of its connection's step is taken off the gradient, rather than off the update.
+
+    For SGD always: weight decay then acts on every synapse in full, and their sum decays as the unsplit weight would.
+    """
+    return mode == "gradient" or isinstance(owner.optimizer, torch.optim.SGD)
 
 
 @torch.no_grad()

@@ -65,14 +65,12 @@ class Plasticity:
 
     @torch.no_grad()
     def scale_gradient(self, synapses: Synapses, mechanisms: Iterable[Mechanism], step: int) -> None:
-        """Multiply the gradient by the factor and by the share of one synapse in its connection."""
+        """Multiply the gradient by the factor."""
         weight = synapses.weight
         factor = self.factor(synapses, mechanisms, weight, step)
         assert weight.grad is not None  # noqa: S101 - the caller passes only weights with a gradient
         if factor is not None:
             weight.grad.mul_(factor)
-        if synapses.gamma > 1:
-            weight.grad.div_(synapses.gamma)
 
     @torch.no_grad()
     def snapshot(self, synapses: Synapses) -> None:
@@ -84,14 +82,21 @@ class Plasticity:
         held.copy_(weight)
 
     @torch.no_grad()
-    def scale_update(self, synapses: Synapses, mechanisms: Iterable[Mechanism], step: int) -> None:
-        """Let the weight move by factor times what the optimizer moved it: w - (1 - m) (w - w_old), exact for m = 1."""
+    def scale_update(self, synapses: Synapses, mechanisms: Iterable[Mechanism], step: int, share: float) -> None:
+        """Let the weight move by factor times what the optimizer moved it: w - (1 - m) (w - w_old), exact for m = 1.
+
+        Args:
+            synapses: Which weight tensor.
+            mechanisms: Those that act on it.
+            step: Number of optimizer steps done before this one.
+            share: Share of one synapse in its connection's step.
+        """
         weight, before = synapses.weight, self._snapshots[synapses.name]
         factor = self.factor(synapses, mechanisms, before, step)
-        if factor is None and synapses.gamma == 1:
+        if factor is None and share == 1:
             return
         factor = torch.ones((), device=weight.device) if factor is None else factor
-        weight.sub_((weight - before) * (1.0 - factor / synapses.gamma))
+        weight.sub_((weight - before) * (1.0 - factor * share))
 
     def release(self) -> None:
         """Free the snapshots."""

@@ -21,7 +21,7 @@ from torch.utils.hooks import RemovableHandle
 from bio_lightning.architecture import Architecture, trace_architecture
 from bio_lightning.errors import NoEffectWarning
 from bio_lightning.firing_rates import FiringRates
-from bio_lightning.optimizers import ApplyTo, Owner, apply_to_for, owners
+from bio_lightning.optimizers import ApplyTo, Owner, apply_to_for, owners, splits_gradient
 from bio_lightning.plasticity import Plasticity, Store
 from bio_lightning.synapses import NEURON_KINDS, Synapses, find_synapses
 
@@ -265,8 +265,11 @@ class Session:
             for mechanism in self._acting[synapses.name]:
                 if mechanism.active(step) and mechanism.due(step):
                     mechanism.observe(self, synapses, grad, step)
-            if apply_to_for(self.apply_to, owner) == "gradient":
+            mode = apply_to_for(self.apply_to, owner)
+            if mode == "gradient":
                 self.plasticity.scale_gradient(synapses, self._acting[synapses.name], step)
+            if synapses.gamma > 1 and splits_gradient(owner, mode):
+                grad.div_(synapses.gamma)
 
     def _before_step(self, optimizer: Optimizer, *_: Any) -> None:
         """Optimizer pre-hook. In automatic optimization it fires before forward and backward."""
@@ -281,9 +284,10 @@ class Session:
             return
         index = self._optimizers.index(optimizer)
         step = self.steps[index]
-        for synapses, _owner in self._owned(index, mode="update"):
+        for synapses, owner in self._owned(index, mode="update"):
             if synapses.name in self._touched:
-                self.plasticity.scale_update(synapses, self._acting[synapses.name], step)
+                share = 1.0 if splits_gradient(owner, "update") else 1.0 / synapses.gamma
+                self.plasticity.scale_update(synapses, self._acting[synapses.name], step, share)
         for synapses, owner in self._owned(index):
             for mechanism in self._acting[synapses.name]:
                 if synapses.name in self._touched and mechanism.active(step) and mechanism.due(step):

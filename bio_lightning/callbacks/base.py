@@ -232,7 +232,8 @@ class Mechanism(BioCallback):
 
     def saved_keys(self, name: str) -> tuple[str, ...]:
         """Keys of the store to save for a weight."""
-        return (*self.stored, *self.rates_needed)
+        counts = (f"{side}_count" for side in self.rates_needed)
+        return (*self.stored, *self.rates_needed, *counts)
 
     def state_dict(self) -> dict[str, Any]:
         """Arguments, step counters and the stored tensors: tensors and primitives only."""
@@ -243,6 +244,9 @@ class Mechanism(BioCallback):
             name: {key: store[name][key] for key in self.saved_keys(name) if key in store.get(name, {})}
             for name in self.targets
         }
+        if self.rates_needed:
+            for name, tensors in weights.items():
+                tensors.update(self._session.rates.pending(name))
         return {"arguments": self.arguments(), "steps": list(self._session.steps), "weights": weights}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

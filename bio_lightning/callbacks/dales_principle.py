@@ -63,6 +63,7 @@ class DalesPrinciple(ScheduledMechanism):
         """Choose the targets, without those that read the model's input."""
         super().choose_targets(session)
         self._groups = self._shared_names(session)
+        self._foreign: set[str] = set()  # weights from a checkpoint that does not know their signs
         if self.axis == "presynaptic" and not self.input_layer:
             for name, synapses in list(self.targets.items()):
                 if synapses.module_name in session.architecture.inputs and not _is_recurrent(synapses):
@@ -87,14 +88,15 @@ class DalesPrinciple(ScheduledMechanism):
             )
         tensors["signs"] = signs
         tensors["violations"] = torch.zeros((), dtype=torch.int64, device=signs.device)
-        fresh = not session.resumed
-        tensors["initialized"] = torch.tensor(not fresh)
-        if fresh and self.active(0) and synapses.weight.requires_grad:
+        tensors["initialized"] = torch.tensor(session.resumed)
+        if session.resumed:
+            self._foreign.add(synapses.name)
+        elif self.active(0) and synapses.weight.requires_grad:
             self._give_signs(session, synapses)
 
     def verify(self, session: Session, synapses: Synapses) -> None:
         """Weights of a checkpoint that does not know the signs are projected, or refused."""
-        if not bool(session.store[synapses.name]["initialized"]) or not self.active(session.step_of(synapses)):
+        if synapses.name not in self._foreign or not self.active(session.step_of(synapses)):
             return
         wrong = self._project(session, synapses)
         if self.on_mismatch == "refuse" and bool(wrong.any()):

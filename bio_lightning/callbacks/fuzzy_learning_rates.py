@@ -96,7 +96,7 @@ class FuzzyLearningRates(PlasticityMechanism):
         """A base that is a function of the seed alone need not be saved."""
         acting = self.session.acting(self.targets[name])
         static = self.distribution not in _REFRESHED and not any(m.replaces_synapses for m in acting)
-        return self.rates_needed if static else super().saved_keys(name)
+        return () if static else super().saved_keys(name)
 
     def _draw(self, session: Session, synapses: Synapses, step: int) -> Tensor:
         noise = self.noise(synapses.name, step)

@@ -81,6 +81,10 @@ class WeightRejuvenation(ScheduledMechanism):
             for name, synapses in list(self.targets.items()):
                 if synapses.module_name in session.architecture.outputs:
                     self.skipped.append(self.targets.pop(name))
+            if not self.targets:
+                raise BioConfigError(
+                    f"{self.name}.include", self.include, "patterns that name a layer other than the output layer"
+                )
             self._find_readers(session)
 
     def start(self, session: Session, synapses: Synapses) -> None:
