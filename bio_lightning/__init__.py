@@ -1,6 +1,7 @@
 """PyTorch Lightning callbacks that give any LightningModule the dynamics of biological synapses."""
 
 from bio_lightning.callbacks import (
+    BioMonitor,
     Crystallization,
     DalesPrinciple,
     FuzzyLearningRates,
@@ -9,6 +10,7 @@ from bio_lightning.callbacks import (
     WeightRejuvenation,
     WeightSplitting,
 )
+from bio_lightning.config import BioConfig, bio_callbacks, load_config
 from bio_lightning.errors import BioConfigError, NoEffectWarning
 from bio_lightning.session import dale_signs, multipliers
 from bio_lightning.split_layers import fold
@@ -16,7 +18,9 @@ from bio_lightning.split_layers import fold
 __version__ = "0.1.0"
 
 __all__ = [
+    "BioConfig",
     "BioConfigError",
+    "BioMonitor",
     "Crystallization",
     "DalesPrinciple",
     "FuzzyLearningRates",
@@ -25,7 +29,9 @@ __all__ = [
     "VolumeDependentLR",
     "WeightRejuvenation",
     "WeightSplitting",
+    "bio_callbacks",
     "dale_signs",
     "fold",
+    "load_config",
     "multipliers",
 ]

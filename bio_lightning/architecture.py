@@ -7,8 +7,10 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import lightning.pytorch as pl
 import torch
 import torch.nn.functional as fn
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import fx, nn
 
 from bio_lightning.synapses import is_norm, plain_name
@@ -45,7 +47,7 @@ class Architecture:
     source: str = "registration order"
 
 
-def trace_architecture(model: nn.Module, layers: dict[str, nn.Module]) -> Architecture:
+def trace_architecture(model: pl.LightningModule, layers: dict[str, nn.Module]) -> Architecture:
     """Find out the forward order by an fx trace, else a dry run on ``example_input_array``, else registration order.
 
     Neither changes the model or the random state. A model whose parts can be traced but not the whole (no ``forward``,
@@ -62,6 +64,8 @@ def trace_architecture(model: nn.Module, layers: dict[str, nn.Module]) -> Archit
         if getattr(model, "example_input_array", None) is not None:
             return _dry_run(model, layers)
         parts = _trace_parts(model, "", layers)
+        if is_overridden("forward", model, pl.LightningModule):
+            parts.readers.clear()  # a forward that cannot be traced may use the parts in any way
     parts.order += [name for name in layers if name not in parts.order]
     parts.inputs = set(parts.order[:1])
     parts.outputs = set(parts.order[-1:])
@@ -223,6 +227,7 @@ def _trace_parts(module: nn.Module, prefix: str, layers: dict[str, nn.Module]) -
         part = _trace(child, f"{path}.", inner) if inner else Architecture(order=[])
         if part is None:
             part = _trace_parts(child, f"{path}.", layers)
+            part.readers.clear()
         if path in below:
             part.order.insert(0, path)
         total.order += [name for name in part.order if name not in total.order]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from bio_lightning.functional._layer import computing_dtype
 from bio_lightning.synapses import Synapses
 
 if TYPE_CHECKING:
@@ -95,7 +96,8 @@ class Plasticity:
         factor = self.factor(synapses, mechanisms, before, step)
         if factor is None and share == 1:
             return
-        factor = torch.ones((), device=weight.device) if factor is None else factor
+        dtype = computing_dtype(weight)
+        factor = torch.ones((), dtype=dtype, device=weight.device) if factor is None else factor.to(dtype)
         weight.sub_((weight - before) * (1.0 - factor * share))
 
     def release(self) -> None:

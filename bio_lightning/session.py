@@ -64,6 +64,7 @@ class Session:
         self._optimizers: list[Optimizer] = []
         self._passed: set[int] = set()  # optimizers whose pass has run in the current step
         self._stepped: dict[int, int] = {}  # optimizers that stepped in the current batch, with their count before
+        self.stepped = False  # whether an optimizer stepped in the latest batch
         self._touched: set[str] = set()  # weights that had a gradient in the current step
         self._told: set[str] = set()
 
@@ -299,6 +300,7 @@ class Session:
 
     def batch_end(self, trainer: pl.Trainer) -> None:
         """``on_train_batch_end``: rejuvenation, then Dale's principle, where the owning optimizer stepped."""
+        self.stepped = bool(self._stepped)
         if not self._stepped and not (self.module.automatic_optimization and _accumulating(trainer)):
             self.rates.discard()
         for mechanism in self.mechanisms:

@@ -1,6 +1,7 @@
 """One Lightning callback per mechanism, and the monitor."""
 
 from bio_lightning.callbacks.base import BioCallback, Mechanism, PlasticityMechanism, ScheduledMechanism
+from bio_lightning.callbacks.bio_monitor import BioMonitor
 from bio_lightning.callbacks.crystallization import Crystallization
 from bio_lightning.callbacks.dales_principle import DalesPrinciple
 from bio_lightning.callbacks.fuzzy_learning_rates import FuzzyLearningRates
@@ -20,12 +21,14 @@ REGISTRY: dict[str, type[BioCallback]] = {
         WeightRejuvenation,
         DalesPrinciple,
         WeightSplitting,
+        BioMonitor,
     )
 }
 
 __all__ = [
     "REGISTRY",
     "BioCallback",
+    "BioMonitor",
     "Crystallization",
     "DalesPrinciple",
     "FuzzyLearningRates",

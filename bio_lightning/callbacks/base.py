@@ -18,7 +18,10 @@ from bio_lightning.parameters import check_parameters, number
 from bio_lightning.session import Session
 from bio_lightning.synapses import ALL_KINDS, Kind, Synapses, select
 
-__all__ = ["BioCallback", "Mechanism", "PlasticityMechanism", "ScheduledMechanism"]
+__all__ = ["BioCallback", "Mechanism", "Observables", "PlasticityMechanism", "ScheduledMechanism"]
+
+#: Arguments of a metric's ``update``, by family of statistic.
+Observables = dict[str, tuple[Tensor | int, ...]]
 
 
 @dataclasses.dataclass(kw_only=True, eq=False)
@@ -219,6 +222,11 @@ class Mechanism(BioCallback):
         """Signs that the mechanism imposes on a weight, broadcastable, or None."""
         return None
 
+    def observables(self, session: Session, synapses: Synapses) -> Observables:
+        """What :class:`BioMonitor` makes statistics of: by default the firing rate, where the mechanism reads it."""
+        rate = session.store.get(synapses.name, {}).get("rate") if "rate" in self.rates_needed else None
+        return {} if rate is None else {"firing_rate_mean": (rate,)}
+
     # ---- state ------------------------------------------------------------------------------------------------------
 
     @property
@@ -323,6 +331,16 @@ class PlasticityMechanism(ScheduledMechanism):
     def scales_learning(self) -> bool:
         """Whether :meth:`factor` gives a factor on the learning rate."""
         return True
+
+    def observables(self, session: Session, synapses: Synapses) -> Observables:
+        """Also the factor of the step just done: what is kept of it always, what is drawn anew only while it acts."""
+        observed = super().observables(session, synapses)
+        step, weight = max(session.step_of(synapses) - 1, 0), synapses.weight
+        if self.scales_learning and (self.stored or self.active(step)):
+            factor = self.factor(session, synapses, weight, step)
+            if factor is not None:
+                observed["multiplier"] = (factor.expand_as(weight),)
+        return observed
 
 
 def _primitive(value: Any) -> Any:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bio_lightning import functional
-from bio_lightning.callbacks.base import PlasticityMechanism
+from bio_lightning.callbacks.base import Observables, PlasticityMechanism
 from bio_lightning.parameters import number
 from bio_lightning.session import Session
 from bio_lightning.synapses import ALL_KINDS, NEURON_KINDS, Kind, Synapses
@@ -96,6 +96,11 @@ class Crystallization(PlasticityMechanism):
     def renew(self, session: Session, synapses: Synapses, mask: Tensor, step: int) -> None:
         """A new synapse is fully plastic."""
         session.store[synapses.name]["crystal"].masked_fill_(mask, 1.0)
+
+    def observables(self, session: Session, synapses: Synapses) -> Observables:
+        """Also how many synapses are rigid."""
+        crystal = session.store[synapses.name]["crystal"]
+        return {**super().observables(session, synapses), "crystallized_fraction": (crystal,)}
 
     def _hits(self, session: Session, synapses: Synapses, grad: Tensor) -> Tensor | None:
         if self.criterion == "gradient":

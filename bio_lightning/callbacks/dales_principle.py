@@ -10,7 +10,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
 from bio_lightning import functional
-from bio_lightning.callbacks.base import ScheduledMechanism
+from bio_lightning.callbacks.base import Observables, ScheduledMechanism
 from bio_lightning.errors import BioConfigError
 from bio_lightning.optimizers import Owner
 from bio_lightning.parameters import number
@@ -119,6 +119,11 @@ class DalesPrinciple(ScheduledMechanism):
         """Signs, shaped to broadcast against the weight."""
         signs = session.store[synapses.name]["signs"]
         return synapses.along_presynaptic(signs) if self.axis == "presynaptic" else synapses.along_postsynaptic(signs)
+
+    def observables(self, session: Session, synapses: Synapses) -> Observables:
+        """How many weights moved past zero."""
+        corrected = session.store[synapses.name]["violations"]
+        return {**super().observables(session, synapses), "violations": (corrected, synapses.weight.numel())}
 
     @torch.no_grad()
     def _give_signs(self, session: Session, synapses: Synapses) -> None:

@@ -53,7 +53,7 @@ class SynapticScaling(PlasticityMechanism):
     strength: float = number(1.0, ge=0)
     min: float = number(0.5, ge=0, le=1)
     max: float = number(2.0, ge=1)
-    rate: float = number(10.0, ge=0)
+    rate: float = number(100.0, ge=0)
     max_change: float = number(0.01, ge=0, le=1)
 
     @property

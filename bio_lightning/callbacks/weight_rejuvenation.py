@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bio_lightning import functional
-from bio_lightning.callbacks.base import ScheduledMechanism
+from bio_lightning.callbacks.base import Observables, ScheduledMechanism
 from bio_lightning.errors import BioConfigError, nearest_name
 from bio_lightning.functional._layer import mean, std
 from bio_lightning.functional.quantiles import quantile_table
@@ -127,6 +127,12 @@ class WeightRejuvenation(ScheduledMechanism):
         )
         weight.copy_(new)
         self._renewed(session, synapses, owner, replaced, step)
+
+    def observables(self, session: Session, synapses: Synapses) -> Observables:
+        """How many synapses were replaced."""
+        tensors = session.store[synapses.name]
+        replaced = (tensors["replaced"], tensors["replaced_total"], synapses.weight.numel())
+        return {**super().observables(session, synapses), "replaced": replaced}
 
     def _renewed(self, session: Session, synapses: Synapses, owner: Owner, mask: Tensor, step: int) -> None:
         """New synapses start young: optimizer moments, multipliers, counters."""

@@ -86,7 +86,7 @@ class WeightSplitting(Mechanism):
         chosen, self.skipped = self._selected(session.synapses, session.module)
         self.targets = {synapses.name: synapses for synapses in chosen}
 
-    def split(self, module: nn.Module) -> None:
+    def split(self, module: pl.LightningModule) -> None:
         """Split the selected layers of a module in place; layers that are split already stay as they are."""
         if self.gamma == 1:
             return
@@ -133,7 +133,9 @@ class WeightSplitting(Mechanism):
         module.load_state_dict(checkpoint["state_dict"])
         return module
 
-    def _selected(self, synapses: dict[str, Synapses], module: nn.Module) -> tuple[list[Synapses], list[Synapses]]:
+    def _selected(
+        self, synapses: dict[str, Synapses], module: pl.LightningModule
+    ) -> tuple[list[Synapses], list[Synapses]]:
         chosen, skipped = select(synapses, self.include, self.exclude, self.kinds, self.name)
         shared = [s for s in chosen if any(site.kind not in self.kinds for site in s.sites)]
         if self.mode == "grouped":

@@ -1,0 +1,308 @@
+"""YAML: the schema, generated from the constructors; loading and checking; building the callbacks."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+import re
+import typing
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml  # type: ignore[import-untyped] # OmegaConf's parser, here for its exception only
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from omegaconf import BooleanNode, DictConfig, OmegaConf
+from omegaconf.errors import InterpolationValidationError, OmegaConfBaseException, ValidationError
+
+from bio_lightning import predecessor
+from bio_lightning.callbacks import REGISTRY, BioCallback, PlasticityMechanism
+from bio_lightning.errors import BioConfigError, nearest_name
+from bio_lightning.parameters import check_parameters
+
+__all__ = ["BioConfig", "bio_callbacks", "load_config", "presets"]
+
+#: Top-level settings and their defaults.
+_SHARED = {"seed": 0, "apply_to": "auto", "kernel": "auto", "state_dtype": "float32"}
+#: What a section holds that does not set its own; relative, so that a configuration may be part of a larger one.
+_INHERITED = {key: f"${{..{key}}}" for key in _SHARED}
+_TOP = (*_SHARED, *REGISTRY)
+
+# ---- the schema -----------------------------------------------------------------------------------------------------
+
+
+def _without_null(hint: Any) -> Any:
+    arguments = [argument for argument in typing.get_args(hint) if argument is not type(None)]
+    return arguments[0] if type(None) in typing.get_args(hint) and len(arguments) == 1 else hint
+
+
+def _schema_field(field: dataclasses.Field[Any], hint: Any) -> tuple[str, Any, Any]:
+    """A constructor's parameter as OmegaConf sees it; lists, mappings and mixed unions are left to the constructor."""
+    plain = _without_null(hint)
+    if field.name in _SHARED:
+        return field.name, plain, dataclasses.field(default=_INHERITED[field.name])
+    typed = plain in (bool, int, float, str) or typing.get_origin(plain) is Literal
+    settings: dict[str, Any] = {"default": field.default, "default_factory": field.default_factory}
+    if isinstance(field.default, tuple):
+        settings = {"default_factory": functools.partial(list, field.default)}
+    return field.name, hint if typed else Any, dataclasses.field(**settings, metadata=field.metadata)
+
+
+def _section(callback: type[BioCallback]) -> type:
+    hints = typing.get_type_hints(callback)
+    fields = [_schema_field(field, hints[field.name]) for field in dataclasses.fields(callback)]
+    return dataclasses.make_dataclass(
+        callback.__name__,
+        [("enabled", bool, False), *fields],
+        namespace={"__module__": __name__, "__qualname__": f"BioConfig.{callback.__name__}"},
+    )
+
+
+def _schema() -> type:
+    hints = typing.get_type_hints(PlasticityMechanism)
+    sections = {name: _section(callback) for name, callback in REGISTRY.items()}
+    shared = [(key, _without_null(hints[key]), default) for key, default in _SHARED.items()]
+    fields = [(name, section, dataclasses.field(default_factory=section)) for name, section in sections.items()]
+    doc = """Structured schema of a configuration, for OmegaConf and Hydra: one section per callback, all off.
+
+    A section has ``enabled`` and the callback's constructor arguments, with their defaults. ``seed``, ``apply_to``,
+    ``kernel`` and ``state_dtype`` also exist at the top level, for every section that does not set its own.
+
+    Example:
+        >>> BioConfig(seed=1).crystallization.floor
+        0.05
+    """
+    # the sections' classes are attributes of the schema, so that a configuration can be pickled
+    nested = {section.__name__: section for section in sections.values()}
+    return dataclasses.make_dataclass(
+        "BioConfig", [*shared, *fields], namespace={"__module__": __name__, "__doc__": doc, **nested}
+    )
+
+
+BioConfig = _schema()
+_KEYS = {name: [field.name for field in dataclasses.fields(getattr(BioConfig(), name))] for name in REGISTRY}
+_PATHS = [*_SHARED, *(f"{section}.{key}" for section, keys in _KEYS.items() for key in keys)]
+
+# ---- public ---------------------------------------------------------------------------------------------------------
+
+
+def presets() -> dict[str, Path]:
+    """The configurations that come with the library.
+
+    Returns:
+        Files by name.
+
+    Example:
+        >>> presets()["default"].name
+        'default.yaml'
+    """
+    package = Path(__file__).parent
+    folder = package / "configs" if (package / "configs").is_dir() else package.parent / "configs"
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def load_config(source: Any, overrides: Iterable[str] = ()) -> DictConfig:
+    """Load a configuration, merge it onto the schema, and check every value, also in sections that are off.
+
+    Args:
+        source: Path of a YAML file, name of a preset, mapping, DictConfig (also one that this function returned), or a
+            configuration written for the predecessor: see :func:`bio_lightning.predecessor.translate`. A section that
+            sets keys must say ``enabled: true`` or ``false``. In a section, null for ``seed``, ``apply_to``,
+            ``kernel`` and ``state_dtype`` inherits the top-level value.
+        overrides: What to change afterwards, as in ``"fuzzy_learning_rates.nu=0.3"``; values are YAML.
+
+    Returns:
+        All sections with all keys; interpolations stay in place.
+
+    Raises:
+        BioConfigError: The file cannot be read, or a name or value cannot be accepted.
+
+    Example:
+        >>> config = load_config({"dales_principle": {"enabled": True}}, ["seed=3"])
+        >>> config.dales_principle.enabled, config.dales_principle.seed, config.crystallization.enabled
+        (True, 3, False)
+    """
+    given = _read(source)
+    if predecessor.is_predecessor(given) and not set(given) & set(_TOP):
+        given, notes = predecessor.translate(_resolved(OmegaConf.create(given, flags={"allow_objects": True})))
+        for note in notes:
+            rank_zero_info(f"bio_lightning: {note}")
+    _check_names(given)
+    values = _overlaid(given, _parsed(overrides))
+    for section in (name for name in given if name in REGISTRY and "enabled" not in values[name]):
+        keys = ", ".join(map(str, given[section])) or "nothing"
+        raise BioConfigError(
+            f"{section}.enabled", None, f"true or false; the section sets {keys} and is silent on that"
+        )
+    config: DictConfig = OmegaConf.structured(BioConfig)
+    for name, value in values.items():
+        for key, item in value.items() if name in REGISTRY else ():
+            _assign(config[name], key, _INHERITED.get(key) if item is None else item)
+        if name in _SHARED:
+            _assign(config, name, value)
+    _enabled(config)
+    return config
+
+
+def bio_callbacks(source_or_config: Any, overrides: Iterable[str] = ()) -> list[BioCallback]:
+    """The callbacks that a configuration switches on.
+
+    Args:
+        source_or_config: See :func:`load_config`.
+        overrides: See :func:`load_config`.
+
+    Returns:
+        Enabled callbacks in the library's order, ready for ``Trainer(callbacks=...)``.
+
+    Raises:
+        BioConfigError: See :func:`load_config`.
+
+    Example:
+        >>> [type(callback).__name__ for callback in bio_callbacks({}, ["weight_rejuvenation.enabled=true"])]
+        ['WeightRejuvenation']
+    """
+    return _enabled(load_config(source_or_config, overrides))
+
+
+# ---- reading --------------------------------------------------------------------------------------------------------
+
+
+def _read(source: Any) -> dict[str, Any]:
+    mapping = source
+    if isinstance(source, (str, os.PathLike)):
+        mapping = _from_file(os.fspath(source))
+    elif isinstance(source, BioConfig):
+        mapping = OmegaConf.structured(source)
+    elif not isinstance(source, Mapping):
+        mapping = predecessor.fields_of(source)
+    given = _plain(mapping)
+    if not isinstance(given, dict):
+        raise BioConfigError("source", source, "a path, a preset's name, or a mapping of sections")
+    return given
+
+
+def _from_file(source: str) -> DictConfig:
+    known = presets()
+    path = known.get(source, Path(source))
+    if not path.is_file():
+        nearest = nearest_name(path.stem, known)
+        raise BioConfigError("source", source, "a YAML file that exists, or a preset: " + ", ".join(known), nearest)
+    allowed = "a YAML file with a mapping of sections, as in crystallization: {enabled: true}"
+    try:
+        config = OmegaConf.load(path)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, OmegaConfBaseException) as error:
+        raise BioConfigError(source, " ".join(str(error).split()), allowed) from None
+    if not isinstance(config, DictConfig) or not config:
+        raise BioConfigError(source, OmegaConf.to_container(config) or None, allowed)
+    return config
+
+
+def _plain(value: Any) -> Any:
+    """Plain dicts and lists. What is part of a larger DictConfig is resolved there, save what is merely inherited."""
+    if not OmegaConf.is_config(value):
+        return {key: _plain(item) for key, item in value.items()} if isinstance(value, Mapping) else value
+    raw: Any = OmegaConf.to_container(value)
+    if value._get_parent() is None or not isinstance(raw, dict):
+        return raw
+    resolved = _resolved(value, missing=True)
+    for name, section in raw.items():
+        for key in _SHARED:
+            if isinstance(section, dict) and section.get(key) == _INHERITED[key]:
+                resolved[name][key] = section[key]
+    return resolved
+
+
+def _overlaid(below: Mapping[Any, Any], above: Mapping[Any, Any]) -> dict[Any, Any]:
+    """Mappings are merged, everything else is replaced."""
+    merged = dict(below)
+    for key, value in above.items():
+        both = isinstance(value, Mapping) and isinstance(below.get(key), Mapping)
+        merged[key] = _overlaid(below[key], value) if both else value
+    return merged
+
+
+def _parsed(overrides: Iterable[str]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for item in (overrides,) if isinstance(overrides, str) else overrides:
+        key, equals, text = str(item).partition("=")
+        if not equals or not key:
+            nearest = None if key in _PATHS else nearest_name(key, _PATHS)
+            raise BioConfigError(key or "overrides", item, "key=value, as in fuzzy_learning_rates.nu=0.3", nearest)
+        try:
+            parsed: Any = OmegaConf.to_container(OmegaConf.from_dotlist([item]))
+        except (OmegaConfBaseException, yaml.YAMLError):
+            allowed = "a YAML value; special characters need quotes, as in include='*.weight'"
+            raise BioConfigError(key, text, allowed) from None
+        _check_names(parsed)
+        values = _overlaid(values, parsed)
+    return values
+
+
+# ---- checking -------------------------------------------------------------------------------------------------------
+
+
+def _check_names(given: Mapping[str, Any]) -> None:
+    for name, values in given.items():
+        if name not in _TOP:
+            homes = [f"{section}.{name}" for section, keys in _KEYS.items() if name in keys]
+            nearest = homes[0] if len(homes) == 1 else nearest_name(name, _TOP)
+            raise BioConfigError(str(name), values, ", ".join(_TOP), nearest)
+        if name in REGISTRY and not isinstance(values, Mapping):
+            raise BioConfigError(name, values, f"a mapping, as in {name}: {{enabled: true}}")
+        for key, value in values.items() if name in REGISTRY else ():
+            if key not in _KEYS[name]:
+                raise BioConfigError(f"{name}.{key}", value, ", ".join(_KEYS[name]), nearest_name(key, _KEYS[name]))
+
+
+def _assign(node: DictConfig, key: str, value: Any) -> None:
+    try:
+        if isinstance(value, int) and not isinstance(value, bool) and isinstance(node._get_node(key), BooleanNode):
+            raise ValidationError("")  # OmegaConf takes any whole number
+        OmegaConf.update(node, key, value, merge=False)  # an assignment would warn of conversions
+    except OmegaConfBaseException as error:
+        raise _refusal(node, key, value, error) from None
+
+
+def _refusal(node: Any, key: str, value: Any, reason: OmegaConfBaseException) -> BioConfigError:
+    """What a constructor would say to a value that OmegaConf refused."""
+    path = str(node._get_full_key(key))
+    section: Any = OmegaConf.get_type(node)
+    field = next(field for field in dataclasses.fields(section) if field.name == key)
+    probe = dataclasses.make_dataclass("Probe", [(key, field.type, dataclasses.field(metadata=field.metadata))])(value)
+    try:
+        if field.type is not Any:
+            check_parameters(probe)
+    except BioConfigError as error:
+        return BioConfigError(path, value, error.allowed, error.nearest)
+    return BioConfigError(path, value, f"plain values and valid interpolations ({_brief(reason)})")
+
+
+def _brief(error: OmegaConfBaseException) -> str:
+    return str(error.msg).splitlines()[0]
+
+
+def _resolved(config: DictConfig, missing: bool = False) -> dict[str, Any]:
+    try:
+        return typing.cast(dict[str, Any], OmegaConf.to_container(config, resolve=True, throw_on_missing=not missing))
+    except InterpolationValidationError as error:
+        raise _refusal(error.parent_node, error.key, error.value, error) from None
+    except OmegaConfBaseException as error:
+        raw: Any = OmegaConf.to_container(error.parent_node)
+        named = re.search(r"\$\{\.*([\w.]+)\}", str(raw[error.key]))
+        nearest = nearest_name(named[1], _PATHS) if named else None
+        allowed = f"what can be resolved ({_brief(error)})"
+        raise BioConfigError(str(error.full_key), raw[error.key], allowed, nearest) from None
+
+
+def _enabled(config: DictConfig) -> list[BioCallback]:
+    """Construct all callbacks, which checks all values, and keep those that are on."""
+    values = _resolved(config)
+    built = []
+    for name, callback in REGISTRY.items():
+        enabled = values[name].pop("enabled")
+        try:
+            built.append((enabled, callback(**values[name])))
+        except BioConfigError as error:
+            raise error.under(name) from None
+    return [callback for enabled, callback in built if enabled]

@@ -1,0 +1,64 @@
+"""How many synapses are rigid."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from bio_lightning.functional._layer import ratio
+
+__all__ = ["CrystallizedFraction"]
+
+
+class CrystallizedFraction(Metric):
+    r"""Share of synapses that have lost most of their plasticity.
+
+    .. math:: \frac{1}{n} \sum_i [c_i < \text{below}]
+
+    Args:
+        below: A synapse counts as crystallized while its remaining plasticity ``c`` is smaller, in (0, 1]; by default
+            while it has lost more than half. At the defaults of ``Crystallization`` that takes two hits.
+        kwargs: Passed to :class:`torchmetrics.Metric`.
+
+    Returns:
+        From ``compute``: a share in [0, 1], 0-dim float64; 0 as long as there is no synapse.
+
+    Raises:
+        ValueError: ``below`` is out of range.
+
+    Example:
+        >>> crystallized = CrystallizedFraction()
+        >>> crystallized.update(torch.tensor([1.0, 0.6, 0.36, 0.05]))
+        >>> crystallized.compute().item()
+        0.5
+    """
+
+    is_differentiable = False
+    full_state_update = False
+
+    crystallized: Tensor
+    count: Tensor
+
+    def __init__(self, below: float = 0.5, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        if not 0 < below <= 1:
+            raise ValueError(f"below: got {below!r}; allowed: a number in (0, 1]")
+        self.below = below
+        for name in ("crystallized", "count"):
+            self.add_state(name, torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, crystal: Tensor) -> None:
+        """Add some synapses.
+
+        Args:
+            crystal: What is left of each synapse's plasticity, in (0, 1]; any shape.
+        """
+        self.crystallized = self.crystallized + (crystal < self.below).sum()
+        self.count = self.count + crystal.numel()
+
+    def compute(self) -> Tensor:
+        """The share of all synapses so far."""
+        return ratio(self.crystallized, self.count, at_zero=0.0)

@@ -1,0 +1,83 @@
+"""How far the learning rates of synapses spread."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from bio_lightning.functional._layer import computing_dtype, ratio
+
+__all__ = ["MultiplierSpread"]
+
+
+class MultiplierSpread(Metric):
+    r"""Mean, standard deviation, minimum and maximum of multipliers on the learning rate.
+
+    .. math:: \text{mean} = 1 + \frac{1}{n} \sum_i (m_i - 1) \qquad
+        \text{std} = \sqrt{\tfrac{1}{n} \sum_i (m_i - 1)^2 - (\text{mean} - 1)^2}
+
+    Every synapse counts once: updates with several layers give what one update with all of them would give. The
+    standard deviation is the population's. Sums are taken in float64, of the distance to the neutral multiplier 1, so
+    that a narrow spread around 1 is not lost in rounding.
+
+    Args:
+        kwargs: Passed to :class:`torchmetrics.Metric`.
+
+    Returns:
+        From ``compute``, under ``mean``, ``std``, ``min`` and ``max``: 0-dim float64 tensors; 1, 0, 1, 1 as long as
+        there is no synapse.
+
+    Example:
+        >>> spread = MultiplierSpread()
+        >>> spread.update(torch.tensor([[0.5, 1.5], [0.5, 1.5]]))
+        >>> {key: value.item() for key, value in spread.compute().items()}
+        {'mean': 1.0, 'std': 0.5, 'min': 0.5, 'max': 1.5}
+    """
+
+    is_differentiable = False
+    full_state_update = False
+
+    count: Tensor
+    distance: Tensor
+    squared_distance: Tensor
+    lowest: Tensor
+    highest: Tensor
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        for name in ("count", "distance", "squared_distance"):
+            self.add_state(name, torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("lowest", torch.tensor(math.inf, dtype=torch.float64), dist_reduce_fx="min")
+        self.add_state("highest", torch.tensor(-math.inf, dtype=torch.float64), dist_reduce_fx="max")
+
+    def update(self, multiplier: Tensor) -> None:
+        """Add the multipliers of some synapses.
+
+        Args:
+            multiplier: Any shape; 1 is neutral.
+        """
+        if multiplier.numel() == 0:  # has no minimum
+            return
+        lowest, highest = torch.aminmax(multiplier)
+        distance = multiplier.to(computing_dtype(multiplier)) - 1
+        self.count = self.count + multiplier.numel()
+        self.distance = self.distance + distance.sum(dtype=torch.float64)
+        self.squared_distance = self.squared_distance + distance.square().sum(dtype=torch.float64)
+        self.lowest = torch.minimum(self.lowest, lowest.to(torch.float64))
+        self.highest = torch.maximum(self.highest, highest.to(torch.float64))
+
+    def compute(self) -> dict[str, Tensor]:
+        """The four statistics of all multipliers so far."""
+        offset = ratio(self.distance, self.count, at_zero=0.0)
+        variance = ratio(self.squared_distance, self.count, at_zero=0.0) - offset.square()
+        neutral, empty = torch.ones_like(self.count), self.count == 0
+        return {
+            "mean": 1 + offset,
+            "std": variance.clamp(min=0).sqrt(),
+            "min": torch.where(empty, neutral, self.lowest),
+            "max": torch.where(empty, neutral, self.highest),
+        }

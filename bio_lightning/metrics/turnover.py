@@ -1,0 +1,68 @@
+"""How many synapses are replaced."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from bio_lightning.functional._layer import ratio
+
+__all__ = ["Turnover"]
+
+
+class Turnover(Metric):
+    r"""Share of synapses that were replaced, in the last event and in all events together.
+
+    .. math:: \text{fraction} = \frac{\sum_l r_l}{\sum_l n_l} \qquad
+        \text{fraction\_total} = \frac{\sum_l R_l}{\sum_l n_l}
+
+    Each update adds one layer ``l`` of ``n`` synapses, of which ``r`` were replaced in the last event and ``R`` since
+    the start. A synapse that is replaced twice counts twice in the total, which can therefore exceed 1.
+
+    Args:
+        kwargs: Passed to :class:`torchmetrics.Metric`.
+
+    Returns:
+        From ``compute``, under ``fraction`` and ``fraction_total``: 0-dim float64 tensors; 0 as long as there is no
+        synapse.
+
+    Example:
+        >>> turnover = Turnover()
+        >>> turnover.update(replaced=1, replaced_total=6, synapses=8)
+        >>> {key: value.item() for key, value in turnover.compute().items()}
+        {'fraction': 0.125, 'fraction_total': 0.75}
+    """
+
+    is_differentiable = False
+    full_state_update = False
+
+    replaced: Tensor
+    replaced_total: Tensor
+    synapses: Tensor
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        for name in ("replaced", "replaced_total", "synapses"):
+            self.add_state(name, torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, replaced: Tensor | int, replaced_total: Tensor | int, synapses: int) -> None:
+        """Add one layer.
+
+        Args:
+            replaced: Number of synapses replaced in the last event.
+            replaced_total: Number of replacements in all events.
+            synapses: Number of synapses in the layer.
+        """
+        self.replaced = self.replaced + replaced
+        self.replaced_total = self.replaced_total + replaced_total
+        self.synapses = self.synapses + synapses
+
+    def compute(self) -> dict[str, Tensor]:
+        """The shares over all layers so far."""
+        return {
+            "fraction": ratio(self.replaced, self.synapses, at_zero=0.0),
+            "fraction_total": ratio(self.replaced_total, self.synapses, at_zero=0.0),
+        }

@@ -1,0 +1,149 @@
+"""Wiring of synaptic scaling: firing rates as measured, both rules."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+from bio_lightning import SynapticScaling
+from tests.models import CNN, MLP, fit, make_model, make_trainer, weights_of
+
+
+def test_rates_are_shares_of_positive_inputs_to_the_nonlinearity():
+    """At the norm behind a layer, over all training forwards of a step, averaged with 0.99 from the first step on."""
+    shares = []
+
+    class Watching(CNN):
+        def training_step(self, batch, batch_idx):
+            inside = []
+            handle = self.net[1].register_forward_hook(lambda m, i, o: inside.append(o.detach()))
+            loss = super().training_step(batch, batch_idx)
+            handle.remove()
+            shares.append((inside[0] > 0).double().mean(dim=(0, 2, 3)))
+            return loss
+
+    model = make_model(Watching)
+    scaling = SynapticScaling()
+    fit(model, [scaling], steps=3)
+    expected = shares[0]
+    for share in shares[1:]:
+        expected = 0.99 * expected + 0.01 * share
+    assert torch.allclose(scaling.session.store["net.0.weight"]["rate"].double(), expected, atol=1e-6)
+    assert shares[0].std() > 0
+
+
+def test_rates_cover_every_forward_of_a_step():
+    class Twice(MLP):
+        def training_step(self, batch, batch_idx):
+            self(torch.zeros_like(batch[0]))  # a second forward on other inputs
+            self.eval()
+            self(1e3 * batch[0])  # not training
+            self.train()
+            return super().training_step(batch, batch_idx)
+
+    model = make_model(Twice)
+    scaling = SynapticScaling()
+    first = model.net[0]
+    x = model.batches(1)[0][0]
+    both = torch.cat([first(torch.zeros_like(x)), first(x)])
+    fit(model, [scaling], steps=1)
+    expected = (both > 0).float().mean(dim=0)
+    assert torch.allclose(scaling.session.store["net.0.weight"]["rate"], expected)
+
+
+def test_rates_over_micro_batches():
+    model, scaling = make_model("MLP"), SynapticScaling()
+    batches = model.batches(3, size=4)
+    expected = (model.net[0](torch.cat([x for x, _ in batches])) > 0).float().mean(dim=0)
+    make_trainer([scaling], max_epochs=1, accumulate_grad_batches=3).fit(model, DataLoader(batches, batch_size=None))
+    assert torch.allclose(scaling.session.store["net.0.weight"]["rate"], expected)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_multiplicative_rule_scales_incoming_weights_from_the_second_step_on(optimizer):
+    plain, bio = make_model("MLP", optimizer, double=True), make_model("MLP", optimizer, double=True)
+    path: dict[str, list[torch.Tensor]] = {"plain": [], "bio": []}
+    for label, model, callbacks in (("plain", plain, []), ("bio", bio, [SynapticScaling(target=0.3, strength=0.5)])):
+        rates = (model.net[2](model.net[:2](model.batches(2)[0][0])) > 0).double().mean(dim=0)
+        for steps in (1, 2):
+            model_at = make_model("MLP", optimizer, double=True)
+            fresh = [SynapticScaling(target=0.3, strength=0.5)] if callbacks else []
+            trainer = make_trainer(fresh, max_epochs=1, limit_train_batches=steps)
+            trainer.fit(model_at, DataLoader(model_at.batches(2), batch_size=None))
+            path[label].append(model_at.net[2].weight.detach().clone())
+    assert torch.equal(path["plain"][0], path["bio"][0]), "no rate is known in the first step"
+    factor = (0.3 / rates.clamp(min=1e-3)).sqrt().clamp(0.5, 2.0)
+    moved_plain, moved_bio = (path[label][1] - path[label][0] for label in ("plain", "bio"))
+    assert torch.allclose(moved_bio, factor[:, None] * moved_plain, rtol=1e-6, atol=1e-12)
+    assert factor.std() > 0.05
+
+
+class Biased(MLP):
+    """Its hidden neurons start too quiet or too loud."""
+
+    shape = (20,)
+    bias = 0.0
+    target = 0.3
+
+    def __init__(self, optimizer: str = "sgd") -> None:
+        super().__init__(optimizer)
+        self.net = nn.Sequential(nn.Linear(20, 32), nn.ReLU(), nn.Linear(32, 4))
+        nn.init.constant_(self.net[0].bias, self.bias)
+
+    def configure_optimizers(self):
+        if self.optimizer == "sgd":
+            return torch.optim.SGD(self.parameters(), lr=0.02)
+        return torch.optim.Adam(self.parameters(), lr=1e-3)
+
+    def distance(self) -> float:
+        """Mean distance of the firing rates from the target."""
+        x = torch.cat([x for x, _ in self.batches(40)])
+        return ((self.net[0](x) > 0).float().mean(dim=0) - self.target).abs().mean().item()
+
+
+class TooQuiet(Biased):
+    bias = -1.0
+
+
+class TooLoud(Biased):
+    bias = 1.0
+
+
+@pytest.mark.parametrize("start", [TooQuiet, TooLoud])
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_tetzlaff_brings_rates_to_the_target(optimizer, start):
+    plain, bio = make_model(start, optimizer), make_model(start, optimizer)
+    before = plain.distance()
+    fit(plain, steps=400)
+    fit(bio, [SynapticScaling(rule="tetzlaff", target=0.3, include="net.0*")], steps=400)
+    assert before > 0.2
+    assert bio.distance() < 0.5 * plain.distance()
+
+
+def test_tetzlaff_reaches_silent_neurons():
+    class Silent(MLP):
+        def __init__(self, optimizer: str = "sgd") -> None:
+            super().__init__(optimizer)
+            nn.init.constant_(self.net[0].bias[:4], -50.0)
+
+    plain, bio = make_model(Silent), make_model(Silent)
+    fit(plain, steps=5)
+    fit(bio, [SynapticScaling(rule="tetzlaff", rate=10.0)], steps=5)
+    before = make_model(Silent).net[0].weight[:4]
+    assert torch.equal(plain.net[0].weight[:4], before), "no gradient reaches them"
+    assert (bio.net[0].weight[:4] > before).all()
+
+
+def test_tetzlaff_change_is_not_multiplied_and_is_bounded():
+    start = make_model("MLP")
+    before = start.net[2].weight.detach()
+    plain, bio = make_model("MLP"), make_model("MLP")
+    fit(plain, steps=2)
+    fit(bio, [SynapticScaling(rule="tetzlaff", rate=1e6, max_change=0.02, target=1.0)], steps=2)
+    quiet = (start.net[:3](start.batches(2)[0][0]) > 0).float().mean(dim=0) < 1
+    change = (bio.net[2].weight - plain.net[2].weight)[quiet]  # rates are known in the second step
+    assert torch.allclose(change.abs(), 0.02 * plain.net[2].weight[quiet].abs(), rtol=1e-3)
+    assert (change > 0).all(), "too quiet for a target of 1: excitation grows, inhibition shrinks"
+    assert weights_of(bio)["net.2.weight"].sub(before).abs().max() > 0
