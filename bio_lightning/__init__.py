@@ -12,7 +12,7 @@ from bio_lightning.callbacks import (
 )
 from bio_lightning.config import BioConfig, bio_callbacks, load_config
 from bio_lightning.errors import BioConfigError, NoEffectWarning
-from bio_lightning.session import dale_signs, multipliers
+from bio_lightning.inspection import dale_signs, multipliers
 from bio_lightning.split_layers import fold
 
 __version__ = "0.1.0"

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-__all__ = ["ApplyTo", "Owner", "apply_to_for", "owners", "reset_moments", "splits_gradient"]
+__all__ = ["ApplyTo", "Owner", "Owners", "apply_to_for", "reset_moments", "splits_gradient"]
 
 ApplyTo = Literal["auto", "gradient", "update"]
 Moments = Literal["zero", "layer_mean", "keep"]
@@ -32,14 +32,30 @@ class Owner:
     group: dict[str, Any]
 
 
-def owners(optimizers: Sequence[Optimizer]) -> dict[int, Owner]:
-    """Owner of every optimized parameter, by the parameter's ``id``."""
-    return {
-        id(parameter): Owner(index, optimizer, group)
-        for index, optimizer in enumerate(optimizers)
-        for group in optimizer.param_groups
-        for parameter in group["params"]
-    }
+class Owners:
+    """Finds the owner of a parameter.
+
+    Args:
+        optimizers: In the order of ``configure_optimizers``.
+    """
+
+    def __init__(self, optimizers: Sequence[Optimizer]) -> None:
+        self.optimizers = list(optimizers)
+        self._sizes: list[int] = []
+        self._by_id: dict[int, Owner] = {}
+
+    def find(self, parameter: nn.Parameter) -> Owner | None:
+        """Owner of a parameter, None where no optimizer has it."""
+        sizes = [len(group["params"]) for optimizer in self.optimizers for group in optimizer.param_groups]
+        if sizes != self._sizes:  # groups grow during a run when layers are unfrozen
+            self._sizes = sizes
+            self._by_id = {
+                id(member): Owner(index, optimizer, group)
+                for index, optimizer in enumerate(self.optimizers)
+                for group in optimizer.param_groups
+                for member in group["params"]
+            }
+        return self._by_id.get(id(parameter))
 
 
 def apply_to_for(setting: ApplyTo, owner: Owner) -> Literal["gradient", "update"]:
@@ -49,8 +65,7 @@ def apply_to_for(setting: ApplyTo, owner: Owner) -> Literal["gradient", "update"
     """
     if setting != "auto":
         return setting
-    plain = isinstance(owner.optimizer, torch.optim.SGD) and not owner.group.get("weight_decay", 0)
-    return "gradient" if plain else "update"
+    return "gradient" if _is_sgd(owner) and not owner.group["weight_decay"] else "update"
 
 
 def splits_gradient(owner: Owner, mode: Literal["gradient", "update"]) -> bool:
@@ -58,7 +73,12 @@ def splits_gradient(owner: Owner, mode: Literal["gradient", "update"]) -> bool:
 
     For SGD always: weight decay then acts on every synapse in full, and their sum decays as the unsplit weight would.
     """
-    return mode == "gradient" or isinstance(owner.optimizer, torch.optim.SGD)
+    return mode == "gradient" or _is_sgd(owner)
+
+
+def _is_sgd(owner: Owner) -> bool:
+    """A subclass of SGD may do anything with a gradient."""
+    return type(owner.optimizer) is torch.optim.SGD
 
 
 @torch.no_grad()

@@ -11,24 +11,23 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import lightning.pytorch as pl
-import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from bio_lightning.architecture import Architecture, trace_architecture
-from bio_lightning.errors import NoEffectWarning
 from bio_lightning.firing_rates import FiringRates
-from bio_lightning.optimizers import ApplyTo, Owner, apply_to_for, owners, splits_gradient
+from bio_lightning.optimizers import Owner, Owners, apply_to_for, splits_gradient
 from bio_lightning.plasticity import Plasticity, Store
+from bio_lightning.settings import Settings, agree, refuse_scaled_gradients, refuse_unsupported
 from bio_lightning.synapses import NEURON_KINDS, Synapses, find_synapses
 
 if TYPE_CHECKING:
     from bio_lightning.callbacks.base import BioCallback, Mechanism
 
-__all__ = ["Session", "dale_signs", "multipliers"]
+__all__ = ["Session"]
 
 #: The latest session of every LightningModule; outside the module, so that the module stays plain.
 _SESSIONS: weakref.WeakKeyDictionary[nn.Module, Session] = weakref.WeakKeyDictionary()
@@ -55,13 +54,11 @@ class Session:
         self.resumed = False
         self.rates = FiringRates(self.store)
         self.plasticity = Plasticity(self)
-        self.apply_to: ApplyTo = "auto"
-        self.state_dtype = torch.float32
+        self.settings = Settings()
         self._acting: dict[str, list[Mechanism]] = {}
         self._handles: list[RemovableHandle] = []
         self._owner_index: dict[str, int] = {}  # what is left of the owners after fit
-        self._owners: tuple[tuple[int, ...], dict[int, Owner]] = ((), {})
-        self._optimizers: list[Optimizer] = []
+        self._owners = Owners([])
         self._passed: set[int] = set()  # optimizers whose pass has run in the current step
         self._stepped: dict[int, int] = {}  # optimizers that stepped in the current batch, with their count before
         self.stepped = False  # whether an optimizer stepped in the latest batch
@@ -74,6 +71,19 @@ class Session:
         session = _SESSIONS.get(pl_module)
         if session is None or session.callbacks != list(callbacks):
             session = _SESSIONS[pl_module] = cls(pl_module, callbacks)
+        return session
+
+    @classmethod
+    def of(cls, pl_module: nn.Module) -> Session:
+        """The latest session of a module, compiled or not.
+
+        Raises:
+            ValueError: No Trainer with bio callbacks has run on the module.
+        """
+        module = getattr(pl_module, "_orig_mod", pl_module)
+        session = _SESSIONS.get(module)
+        if session is None:
+            raise ValueError(f"no Trainer with bio callbacks has run on this {type(module).__name__}")
         return session
 
     @property
@@ -94,9 +104,9 @@ class Session:
 
     def begin(self, trainer: pl.Trainer) -> None:
         """``on_fit_start``: find the synapses, restore or initialise their state, install hooks."""
-        self._optimizers = list(trainer.optimizers)
-        self._unify_settings()
-        self._refuse(trainer)
+        self._owners = Owners(trainer.optimizers)
+        self.settings = agree(self.mechanisms)
+        refuse_unsupported(trainer, self.settings)
         self._find_synapses()
         for mechanism in self.mechanisms:
             mechanism.adopt(self)
@@ -105,7 +115,7 @@ class Session:
             for mechanism in self.mechanisms:
                 for synapses in mechanism.targets.values():
                     getattr(mechanism, phase)(self, synapses)
-        for optimizer in self._optimizers:
+        for optimizer in self._owners.optimizers:
             self._handles.append(optimizer.register_step_pre_hook(self._before_step))
             self._handles.append(optimizer.register_step_post_hook(self._after_step))
         self._watch_rates()
@@ -133,8 +143,7 @@ class Session:
         self.plasticity.release()
         self._owner_index = {n: owner.index for n, s in self.synapses.items() if (owner := self.owner(s.weight))}
         self.resumed = False
-        self._optimizers = []
-        self._owners = ((), {})
+        self._owners = Owners([])
 
     def _find_synapses(self) -> None:
         self.synapses, unusable = find_synapses(self.module)
@@ -153,52 +162,22 @@ class Session:
                         )
                 self._acting[name].append(mechanism)
 
-    def _unify_settings(self) -> None:
-        """Settings of the shared pass: two callbacks that differ are an error."""
-        for key, default in (("apply_to", "auto"), ("kernel", "auto"), ("state_dtype", "float32")):
-            chosen: dict[str, str] = {}
-            for mechanism in self.mechanisms:
-                value = getattr(mechanism, key, None)
-                if value is not None:
-                    chosen.setdefault(value, type(mechanism).__name__)
-            if len(chosen) > 1:
-                values = " and ".join(f"{name} sets {value!r}" for value, name in chosen.items())
-                raise MisconfigurationException(f"{key} belongs to the pass that all mechanisms share, but {values}")
-            setattr(self, key, next(iter(chosen), default))
-        self.state_dtype = getattr(torch, str(self.state_dtype))
-
-    def _refuse(self, trainer: pl.Trainer) -> None:
-        """What cannot be supported is refused before the first step."""
-        strategy = type(trainer.strategy).__name__
-        if any(word in strategy for word in ("FSDP", "ModelParallel", "DeepSpeed", "XLA")):
-            raise MisconfigurationException(
-                f"{type(self.callbacks[0]).__name__}: {strategy} shards weights, which bio_lightning does not support"
-                " yet; use a single device or DDP"
-            )
-        adaptive = [o for o in self._optimizers if not isinstance(o, torch.optim.SGD)]
-        if self.apply_to == "gradient" and adaptive:
-            name = type(adaptive[0]).__name__
-            if isinstance(adaptive[0], torch.optim.LBFGS):
-                raise MisconfigurationException("apply_to='gradient' cannot work with LBFGS; use 'update' or 'auto'")
-            rank_zero_warn(
-                f"apply_to='gradient': {name} divides a constant factor away; use 'auto' or 'update'",
-                category=NoEffectWarning,
-            )
-
     def _continue_counting(self) -> None:
         restored = [m.restored_steps for m in self.mechanisms if m.restored_steps]
         if restored:
             self.steps = list(restored[0])
-        if len(self.steps) != len(self._optimizers):
-            self.steps = [0] * len(self._optimizers)
+        if len(self.steps) != len(self._owners.optimizers):
+            self.steps = [0] * len(self._owners.optimizers)
 
     def _watch_rates(self) -> None:
         for mechanism in self.mechanisms:
             for side in mechanism.rates_needed:
                 for synapses in mechanism.targets.values():
                     sites = [site for site in synapses.sites if site.kind in NEURON_KINDS]
-                    modules = [self._hooked(site, side) for site in sites]
-                    self.rates.watch(synapses, side, [module for module in modules if module is not None])
+                    modules = [module for site in sites if (module := self._hooked(site, side)) is not None]
+                    self.rates.watch(synapses, side, modules)
+                    if not modules:
+                        self.tell(f"{type(mechanism).__name__} skips {synapses.name}: no hook sees what it reads")
 
     def _hooked(self, site: Synapses, side: str) -> nn.Module | None:
         """Where a layer's firing shows: at itself, the norm behind it, or the attention module around it."""
@@ -218,10 +197,10 @@ class Session:
                 names = ", ".join(f"{s.name} ({s.kind})" for s in mechanism.skipped)
                 self.tell(f"{type(mechanism).__name__} does not act on {names}")
         if any(mechanism.scales_learning for mechanism in self.mechanisms):
-            for optimizer in self._optimizers:
+            for optimizer in self._owners.optimizers:
                 for group in optimizer.param_groups:
-                    picked = apply_to_for(self.apply_to, Owner(0, optimizer, group))
-                    why = "as asked" if self.apply_to != "auto" else {
+                    picked = apply_to_for(self.settings.apply_to, Owner(0, optimizer, group))
+                    why = "as asked" if self.settings.apply_to != "auto" else {
                         "gradient": "SGD without weight decay: scaling the gradient is scaling the learning rate",
                         "update": f"{type(optimizer).__name__} would divide or decay past a factor on the gradient",
                     }[picked]  # fmt: skip
@@ -240,20 +219,20 @@ class Session:
         step follows, and with a gradient scaler the gradients are scaled and the step may be skipped.
         """
         if self.module.automatic_optimization and _scaler(trainer) is None and not _accumulating(trainer):
-            self.run_pass(trainer, self._optimizers[0])
+            self.run_pass(trainer, self._owners.optimizers[0])
 
     def before_optimizer_step(self, trainer: pl.Trainer, optimizer: Optimizer) -> None:
         """``on_before_optimizer_step``: the pass where it has not run in ``on_after_backward``."""
         scaler = _scaler(trainer)
         if scaler is not None and _unscales_itself(optimizer):
-            self._refuse_scaled(optimizer)
+            refuse_scaled_gradients(self.mechanisms, optimizer)
         elif scaler is not None and any(bool(found) for found in scaler._found_inf_per_device(optimizer).values()):
             return  # the step will be skipped
         self.run_pass(trainer, optimizer)
 
     def run_pass(self, trainer: pl.Trainer, optimizer: Optimizer) -> None:
         """Crystallize, refresh multipliers, and scale the gradients where multipliers act on gradients."""
-        index = self._optimizers.index(optimizer)
+        index = self._owners.optimizers.index(optimizer)
         if index in self._passed:
             return
         self._passed.add(index)
@@ -266,7 +245,7 @@ class Session:
             for mechanism in self._acting[synapses.name]:
                 if mechanism.active(step) and mechanism.due(step):
                     mechanism.observe(self, synapses, grad, step)
-            mode = apply_to_for(self.apply_to, owner)
+            mode = apply_to_for(self.settings.apply_to, owner)
             if mode == "gradient":
                 self.plasticity.scale_gradient(synapses, self._acting[synapses.name], step)
             if synapses.gamma > 1 and splits_gradient(owner, mode):
@@ -274,7 +253,7 @@ class Session:
 
     def _before_step(self, optimizer: Optimizer, *_: Any) -> None:
         """Optimizer pre-hook. In automatic optimization it fires before forward and backward."""
-        index = self._optimizers.index(optimizer)
+        index = self._owners.optimizers.index(optimizer)
         for synapses, _owner in self._owned(index, mode="update"):
             self.plasticity.snapshot(synapses)
 
@@ -283,7 +262,7 @@ class Session:
         found_inf = getattr(optimizer, "found_inf", None)
         if found_inf is not None and bool(found_inf):
             return
-        index = self._optimizers.index(optimizer)
+        index = self._owners.optimizers.index(optimizer)
         step = self.steps[index]
         for synapses, owner in self._owned(index, mode="update"):
             if synapses.name in self._touched:
@@ -313,24 +292,11 @@ class Session:
             self._stepped.clear()
             self._touched.clear()
 
-    def _refuse_scaled(self, optimizer: Optimizer) -> None:
-        """A fused optimizer unscales inside ``step``: thresholds would judge gradients times the loss scale."""
-        for mechanism in self.mechanisms:
-            if mechanism.judges_gradients:
-                raise MisconfigurationException(
-                    f"{type(mechanism).__name__} judges gradients, but {type(optimizer).__name__} unscales them only"
-                    " inside its step under a gradient scaler; create the optimizer with fused=False"
-                )
-
     # ---- lookups ----------------------------------------------------------------------------------------------------
 
     def owner(self, parameter: nn.Parameter) -> Owner | None:
         """Optimizer and parameter group of a parameter, None where it has none."""
-        # groups may grow during a run, when layers are unfrozen
-        key = tuple(len(group["params"]) for optimizer in self._optimizers for group in optimizer.param_groups)
-        if self._owners[0] != key:
-            self._owners = (key, owners(self._optimizers))
-        return self._owners[1].get(id(parameter))
+        return self._owners.find(parameter)
 
     def _owned(self, index: int, mode: str | None = None) -> list[tuple[Synapses, Owner]]:
         """Synapses that a mechanism or a split concerns, of one optimizer, perhaps only those scaled in ``mode``."""
@@ -343,7 +309,7 @@ class Session:
             if owner is None or owner.index != index:
                 continue
             scaled = synapses.gamma > 1 or any(m.scales_learning and m.active(self.steps[index]) for m in acting)
-            if mode is None or (scaled and apply_to_for(self.apply_to, owner) == mode):
+            if mode is None or (scaled and apply_to_for(self.settings.apply_to, owner) == mode):
                 found.append((synapses, owner))
         return found
 
@@ -381,53 +347,3 @@ def _scaler(trainer: pl.Trainer) -> Any:
 
 def _unscales_itself(optimizer: Optimizer) -> bool:
     return bool(getattr(optimizer, "_step_supports_amp_scaling", False))
-
-
-def _session_of(pl_module: nn.Module) -> Session:
-    module = getattr(pl_module, "_orig_mod", pl_module)
-    session = _SESSIONS.get(module)
-    if session is None:
-        raise ValueError(f"no Trainer with bio callbacks has run on this {type(module).__name__}")
-    return session
-
-
-def multipliers(pl_module: nn.Module) -> dict[str, Tensor]:
-    """Current stored multiplier of every weight that has one, during and after ``fit``.
-
-    The multiplier is the product of the fuzzy factor and the crystallization factor. What is drawn anew each step
-    (volume) or belongs to a neuron (scaling) is not part of it.
-
-    Args:
-        pl_module: The LightningModule that was fitted.
-
-    Returns:
-        Tensors by parameter name, the shape of the weight; ``(gamma, *shape)`` where it is split.
-
-    Raises:
-        ValueError: No Trainer with bio callbacks has run on the module.
-    """
-    session = _session_of(pl_module)
-    found = {}
-    for name, synapses in session.synapses.items():
-        step = session.step_of(synapses)
-        weight = synapses.weight
-        factor = session.plasticity.factor(synapses, session.acting(synapses), weight, step, stored_only=True)
-        if factor is not None:
-            found[name] = factor.detach().clone()
-    return found
-
-
-def dale_signs(pl_module: nn.Module) -> dict[str, Tensor]:
-    """Sign of every presynaptic neuron, by the name of the weight that reads it.
-
-    Args:
-        pl_module: The LightningModule that was fitted.
-
-    Returns:
-        +1/-1, shape ``(neurons,)``; postsynaptic neurons where ``axis`` is ``postsynaptic``.
-
-    Raises:
-        ValueError: No Trainer with bio callbacks has run on the module.
-    """
-    store = _session_of(pl_module).store
-    return {name: tensors["signs"].clone() for name, tensors in store.items() if "signs" in tensors}

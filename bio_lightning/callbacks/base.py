@@ -57,14 +57,16 @@ class BioCallback(pl.Callback):
         return self.session.callbacks[0] is self
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Join the session; build what must exist before the optimizer."""
+        """Join the session of a fit; build what must exist before the optimizer."""
+        self.build(trainer, pl_module)
+        if stage != "fit":
+            return
         listed: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined] # set by Lightning's connector
         callbacks = [callback for callback in listed if isinstance(callback, BioCallback)]
         previous = self._session
         self._session = Session.join(pl_module, callbacks)
         if previous is not None and previous is not self._session:
             self._restored = {}
-        self.build(trainer, pl_module)
 
     def build(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Change the model's structure, before ``configure_optimizers`` and before a checkpoint is loaded."""
@@ -277,8 +279,10 @@ class Mechanism(BioCallback):
             return
         for name, tensors in self._restored["weights"].items():
             if name in self.targets:
-                weight = self.targets[name].weight
-                session.store.setdefault(name, {}).update({k: t.to(weight.device) for k, t in tensors.items()})
+                kept = session.store.setdefault(name, {})
+                for key in self.saved_keys(name):
+                    kept.pop(key, None)
+                kept.update(tensors)
         self.restored_steps = list(self._restored["steps"])
         self._restored = {}
 

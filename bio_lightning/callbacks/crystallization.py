@@ -72,7 +72,7 @@ class Crystallization(PlasticityMechanism):
     def start(self, session: Session, synapses: Synapses) -> None:
         """Every synapse starts fully plastic."""
         session.store.setdefault(synapses.name, {}).setdefault(
-            "crystal", torch.ones_like(synapses.weight, dtype=session.state_dtype, requires_grad=False)
+            "crystal", torch.ones_like(synapses.weight, dtype=session.settings.stored_as, requires_grad=False)
         )
 
     def observe(self, session: Session, synapses: Synapses, grad: Tensor, step: int) -> None:

@@ -50,7 +50,8 @@ class DalesPrinciple(ScheduledMechanism):
     name: ClassVar[str] = "dales_principle"
     order: ClassVar[int] = 60
     kinds: ClassVar[frozenset[Kind]] = ALL_KINDS - {"embedding"}
-    stored: ClassVar[tuple[str, ...]] = ("signs", "initialized", "violations")
+    #: A weight has a count of violations from the moment on when it has its signs.
+    stored: ClassVar[tuple[str, ...]] = ("signs", "violations")
 
     excitatory_fraction: float = number(0.8, ge=0, le=1)
     balanced: bool = False
@@ -87,10 +88,9 @@ class DalesPrinciple(ScheduledMechanism):
                 f"false, or an excitatory_fraction that leaves {synapses.name} an inhibitory neuron",
             )
         tensors["signs"] = signs
-        tensors["violations"] = torch.zeros((), dtype=torch.int64, device=signs.device)
-        tensors["initialized"] = torch.tensor(session.resumed)
         if session.resumed:
             self._foreign.add(synapses.name)
+            tensors["violations"] = torch.zeros((), dtype=torch.int64, device=signs.device)
         elif self.active(0) and synapses.weight.requires_grad:
             self._give_signs(session, synapses)
 
@@ -110,7 +110,7 @@ class DalesPrinciple(ScheduledMechanism):
         if not self.due_after(completed):
             return
         tensors = session.store[synapses.name]
-        if not bool(tensors["initialized"]):  # frozen until now, or before start_step
+        if "violations" not in tensors:  # frozen until now, or before start_step
             self._give_signs(session, synapses)
         else:
             tensors["violations"] = tensors["violations"] + self._project(session, synapses).sum()
@@ -122,7 +122,7 @@ class DalesPrinciple(ScheduledMechanism):
 
     def observables(self, session: Session, synapses: Synapses) -> Observables:
         """How many weights moved past zero."""
-        corrected = session.store[synapses.name]["violations"]
+        corrected = session.store[synapses.name].get("violations", 0)
         return {**super().observables(session, synapses), "violations": (corrected, synapses.weight.numel())}
 
     @torch.no_grad()
@@ -130,7 +130,7 @@ class DalesPrinciple(ScheduledMechanism):
         weight = synapses.weight
         signs = self.imposed_signs(session, synapses)
         weight.copy_(functional.dalian_network_initialization(weight, signs, balanced=self.balanced))
-        session.store[synapses.name]["initialized"] = torch.tensor(True)
+        session.store[synapses.name]["violations"] = torch.zeros((), dtype=torch.int64, device=weight.device)
 
     @torch.no_grad()
     def _project(self, session: Session, synapses: Synapses) -> Tensor:

@@ -68,7 +68,7 @@ class FuzzyLearningRates(PlasticityMechanism):
         """Draw the base factors."""
         tensors = session.store.setdefault(synapses.name, {})
         if "base" not in tensors:
-            tensors["base"] = self._draw(session, synapses, step=0).to(session.state_dtype)
+            tensors["base"] = self._draw(session, synapses, step=0).to(session.settings.stored_as)
 
     def observe(self, session: Session, synapses: Synapses, grad: Tensor, step: int) -> None:
         """Refresh the base factors that depend on weights or activity."""

@@ -90,7 +90,7 @@ class WeightRejuvenation(ScheduledMechanism):
     def start(self, session: Session, synapses: Synapses) -> None:
         """Remember the layer's initial distribution."""
         tensors = session.store.setdefault(synapses.name, {})
-        weight = synapses.weight.detach()
+        weight = _without_padding(synapses)
         if "quantiles" not in tensors:
             _raise_on_nan(synapses.name, weight)
             tensors["quantiles"] = quantile_table(weight)
@@ -111,7 +111,7 @@ class WeightRejuvenation(ScheduledMechanism):
             self._renew_dormant(session, synapses, owner, step)
             return
         tensors = session.store[synapses.name]
-        scale = tensors["initial_std"] if self.reference == "initial" else std(weight)
+        scale = tensors["initial_std"] if self.reference == "initial" else std(_without_padding(synapses))
         if not bool(scale > 0):
             session.tell(f"{synapses.name} is not rejuvenated: the standard deviation of its weights is 0")
             return
@@ -125,6 +125,9 @@ class WeightRejuvenation(ScheduledMechanism):
             table=tensors["quantiles"],
             signs=session.signs(synapses),
         )
+        padding = getattr(synapses.module, "padding_idx", None)
+        if padding is not None:
+            new[padding], replaced[padding] = weight[padding], False
         weight.copy_(new)
         self._renewed(session, synapses, owner, replaced, step)
 
@@ -221,6 +224,13 @@ class WeightRejuvenation(ScheduledMechanism):
                 f" {synapses.postsynaptic_neurons} neurons",
             )
         return block
+
+
+def _without_padding(synapses: Synapses) -> Tensor:
+    """The weights without an embedding's row for padding, which is no synapse but a constant zero."""
+    weight = synapses.weight.detach()
+    padding = getattr(synapses.module, "padding_idx", None)
+    return weight if padding is None else torch.cat([weight[:padding], weight[padding + 1 :]])
 
 
 def _raise_on_nan(name: str, weight: Tensor) -> None:

@@ -142,7 +142,8 @@ def temporal(birth: Tensor, decay: float, age: float) -> Tensor:
         >>> temporal(torch.tensor([0.6, 1.4]), decay=0.5, age=100.0)
         tensor([0.9000, 1.1000])
     """
-    return 1.0 + (birth - 1.0) * max(decay**age, _TEMPORAL_FLOOR)
+    remaining: float = max(decay**age, _TEMPORAL_FLOOR)
+    return 1.0 + (birth - 1.0) * remaining
 
 
 def activity(like: Tensor, noise: Noise, nu: float, rate: Tensor) -> Tensor:

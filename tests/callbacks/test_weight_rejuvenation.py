@@ -16,7 +16,7 @@ from bio_lightning import (
     dale_signs,
     multipliers,
 )
-from tests.models import CNN, MLP, ZooModel, different, fit, identical, make_model, weights_of
+from tests.models import CNN, MLP, Transformer, ZooModel, different, fit, identical, make_model, weights_of
 
 
 class Wide(ZooModel):
@@ -270,3 +270,15 @@ def test_output_layer_is_never_dormant():
     fit(model, [rejuvenation], steps=1)
     assert set(rejuvenation.targets) == {"net.0.weight", "net.2.weight"}
     assert [s.name for s in rejuvenation.skipped] == ["net.4.weight"]
+
+
+def test_padding_row_of_an_embedding_stays_zero():
+    class Padded(Transformer):
+        def __init__(self, optimizer: str = "sgd") -> None:
+            super().__init__(optimizer)
+            self.embed = nn.Embedding(11, 8, padding_idx=3)
+
+    bio = make_model(Padded)
+    fit(bio, [WeightRejuvenation(every_n_steps=1, dre=1e-6)], steps=2)
+    assert weights_of(bio)["embed.weight"][3].eq(0).all()
+    assert weights_of(bio)["embed.weight"][4:].ne(0).all()

@@ -1,0 +1,92 @@
+"""Settings of the shared pass: agreed on by all mechanisms, and checked against the Trainer before the first step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import lightning.pytorch as pl
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from torch.optim import Optimizer
+
+from bio_lightning.errors import NoEffectWarning
+from bio_lightning.optimizers import ApplyTo
+
+if TYPE_CHECKING:
+    from bio_lightning.callbacks.base import Mechanism
+
+__all__ = ["Settings", "agree", "refuse_scaled_gradients", "refuse_unsupported"]
+
+_SHARDING = ("FSDP", "ModelParallel", "DeepSpeed", "XLA")
+
+
+class Settings(NamedTuple):
+    """What belongs to the pass rather than to one mechanism."""
+
+    apply_to: ApplyTo = "auto"
+    kernel: str = "auto"
+    state_dtype: str = "float32"
+
+    @property
+    def stored_as(self) -> torch.dtype:
+        """Dtype of stored multipliers."""
+        return torch.bfloat16 if self.state_dtype == "bfloat16" else torch.float32
+
+
+def agree(mechanisms: Sequence[Mechanism]) -> Settings:
+    """The settings of a group of mechanisms; what nobody sets takes its default.
+
+    Raises:
+        MisconfigurationException: Two mechanisms set different values.
+    """
+    agreed: dict[str, Any] = {}
+    for key in Settings._fields:
+        chosen: dict[str, str] = {}
+        for mechanism in mechanisms:
+            value = getattr(mechanism, key, None)
+            if value is not None:
+                chosen.setdefault(value, type(mechanism).__name__)
+        if len(chosen) > 1:
+            values = " and ".join(f"{name} sets {value!r}" for value, name in chosen.items())
+            raise MisconfigurationException(f"{key} belongs to the pass that all mechanisms share, but {values}")
+        if chosen:
+            agreed[key] = next(iter(chosen))
+    return Settings(**agreed)
+
+
+def refuse_unsupported(trainer: pl.Trainer, settings: Settings) -> None:
+    """Refuse what cannot be supported, and warn of what has no effect.
+
+    Raises:
+        MisconfigurationException: The strategy shards weights, or ``apply_to`` cannot work with the optimizer.
+    """
+    strategy = type(trainer.strategy).__name__
+    if any(word in strategy for word in _SHARDING):
+        raise MisconfigurationException(
+            f"bio_lightning does not support {strategy} yet, which shards weights; use a single device or DDP"
+        )
+    adaptive = [type(optimizer) for optimizer in trainer.optimizers if not isinstance(optimizer, torch.optim.SGD)]
+    if settings.apply_to == "gradient" and torch.optim.LBFGS in adaptive:
+        raise MisconfigurationException("apply_to='gradient' cannot work with LBFGS; use 'update' or 'auto'")
+    if settings.apply_to == "gradient" and adaptive:
+        name = adaptive[0].__name__
+        rank_zero_warn(
+            f"apply_to='gradient': {name} divides a constant factor away; use 'auto' or 'update'",
+            category=NoEffectWarning,
+        )
+
+
+def refuse_scaled_gradients(mechanisms: Sequence[Mechanism], optimizer: Optimizer) -> None:
+    """A fused optimizer unscales inside ``step``: thresholds would judge gradients times the loss scale.
+
+    Raises:
+        MisconfigurationException: A mechanism judges gradients.
+    """
+    for mechanism in mechanisms:
+        if mechanism.judges_gradients:
+            raise MisconfigurationException(
+                f"{type(mechanism).__name__} judges gradients, but {type(optimizer).__name__} unscales them only inside"
+                " its step under a gradient scaler; create the optimizer with fused=False"
+            )
