@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import lightning.pytorch as pl
@@ -13,6 +13,7 @@ import torch.nn.functional as fn
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import fx, nn
 
+from bio_lightning.errors import BioConfigError, nearest_name
 from bio_lightning.synapses import is_norm, plain_name
 
 __all__ = ["Architecture", "Reader", "trace_architecture"]
@@ -47,7 +48,9 @@ class Architecture:
     source: str = "registration order"
 
 
-def trace_architecture(model: pl.LightningModule, layers: dict[str, nn.Module]) -> Architecture:
+def trace_architecture(
+    model: pl.LightningModule, layers: dict[str, nn.Module], given: Sequence[str] | None = None
+) -> Architecture:
     """Find out the forward order by an fx trace, else a dry run on ``example_input_array``, else registration order.
 
     Neither changes the model or the random state. A model whose parts can be traced but not the whole (no ``forward``,
@@ -56,7 +59,24 @@ def trace_architecture(model: pl.LightningModule, layers: dict[str, nn.Module]) 
     Args:
         model: The LightningModule.
         layers: Its layers with synapses by name, in registration order.
+        given: All of these names in forward order, where tracing would get it wrong.
+
+    Raises:
+        BioConfigError: ``given`` does not name every layer once.
     """
+    flow = _traced(model, layers)
+    if given is not None:
+        for name in given:
+            if name not in layers:
+                raise BioConfigError("forward_order", name, ", ".join(layers), nearest_name(name, layers))
+        if sorted(given) != sorted(layers):
+            raise BioConfigError("forward_order", tuple(given), "every layer once: " + ", ".join(layers))
+        flow.order, flow.inputs, flow.outputs = list(given), {given[0]}, {given[-1]}
+        flow.source = "as given"
+    return flow
+
+
+def _traced(model: pl.LightningModule, layers: dict[str, nn.Module]) -> Architecture:
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         whole = _trace(model, "", layers)
         if whole is not None:

@@ -20,11 +20,12 @@ from bio_lightning import predecessor
 from bio_lightning.callbacks import REGISTRY, BioCallback, PlasticityMechanism
 from bio_lightning.errors import BioConfigError, nearest_name
 from bio_lightning.parameters import check_parameters
+from bio_lightning.settings import Settings
 
 __all__ = ["BioConfig", "bio_callbacks", "load_config", "presets"]
 
 #: Top-level settings and their defaults.
-_SHARED = {"seed": 0, "apply_to": "auto", "kernel": "auto", "state_dtype": "float32"}
+_SHARED = {"seed": 0, **Settings()._asdict()}
 #: What a section holds that does not set its own; relative, so that a configuration may be part of a larger one.
 _INHERITED = {key: f"${{..{key}}}" for key in _SHARED}
 _TOP = (*_SHARED, *REGISTRY)

@@ -83,15 +83,15 @@ def check_parameters(instance: Any) -> None:
     """
     hints = typing.get_type_hints(type(instance))
     for field in dataclasses.fields(instance):
-        value = getattr(instance, field.name)
+        given = value = getattr(instance, field.name)
         try:
-            value = _convert(hints[field.name], value)
+            value = _convert(hints[field.name], given)
         except _MismatchError as error:
-            raise BioConfigError(field.name, value, describe(field, hints[field.name]), error.nearest) from None
+            raise BioConfigError(field.name, given, describe(field, hints[field.name]), error.nearest) from None
         if isinstance(value, (int, float)) and not isinstance(value, bool) and "range" in field.metadata:
             finite = field.metadata["infinite"] or not math.isinf(value)
             if value not in field.metadata["range"] or not finite:
-                raise BioConfigError(field.name, value, describe(field, hints[field.name]))
+                raise BioConfigError(field.name, given, describe(field, hints[field.name]))
         setattr(instance, field.name, value)
 
 

@@ -106,7 +106,7 @@ class Session:
         """``on_fit_start``: find the synapses, restore or initialise their state, install hooks."""
         self._owners = Owners(trainer.optimizers)
         self.settings = agree(self.mechanisms)
-        refuse_unsupported(trainer, self.settings)
+        refuse_unsupported(trainer, self.settings, self.callbacks)
         self._find_synapses()
         for mechanism in self.mechanisms:
             mechanism.adopt(self)
@@ -150,7 +150,7 @@ class Session:
         for name, reason in unusable.items():
             self.tell(f"{name} is left alone: {reason}")
         layers = {site.module_name: site.module for s in self.synapses.values() for site in s.sites}
-        self.architecture = trace_architecture(self.module, layers)
+        self.architecture = trace_architecture(self.module, layers, self.settings.forward_order)
         self._acting = {name: [] for name in self.synapses}
         for mechanism in self.mechanisms:
             mechanism.choose_targets(self)
@@ -328,10 +328,10 @@ class Session:
         for mechanism in self.acting(synapses):
             mechanism.renew(self, synapses, mask, step)
 
-    def signs(self, synapses: Synapses) -> Tensor | None:
-        """Signs that Dale's principle imposes on a weight, shaped to broadcast, or None."""
+    def signs(self, synapses: Synapses, step: int) -> Tensor | None:
+        """Signs that Dale's principle imposes on a weight at a step, shaped to broadcast, or None."""
         for mechanism in self.acting(synapses):
-            signs = mechanism.imposed_signs(self, synapses)
+            signs = mechanism.imposed_signs(self, synapses) if mechanism.active(step) else None
             if signs is not None:
                 return signs
         return None

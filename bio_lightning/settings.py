@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import lightning.pytorch as pl
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch.optim import Optimizer
 
@@ -15,7 +16,7 @@ from bio_lightning.errors import NoEffectWarning
 from bio_lightning.optimizers import ApplyTo
 
 if TYPE_CHECKING:
-    from bio_lightning.callbacks.base import Mechanism
+    from bio_lightning.callbacks.base import BioCallback, Mechanism
 
 __all__ = ["Settings", "agree", "refuse_scaled_gradients", "refuse_unsupported"]
 
@@ -28,6 +29,7 @@ class Settings(NamedTuple):
     apply_to: ApplyTo = "auto"
     kernel: str = "auto"
     state_dtype: str = "float32"
+    forward_order: tuple[str, ...] | None = None
 
     @property
     def stored_as(self) -> torch.dtype:
@@ -43,7 +45,7 @@ def agree(mechanisms: Sequence[Mechanism]) -> Settings:
     """
     agreed: dict[str, Any] = {}
     for key in Settings._fields:
-        chosen: dict[str, str] = {}
+        chosen: dict[Any, str] = {}
         for mechanism in mechanisms:
             value = getattr(mechanism, key, None)
             if value is not None:
@@ -56,12 +58,20 @@ def agree(mechanisms: Sequence[Mechanism]) -> Settings:
     return Settings(**agreed)
 
 
-def refuse_unsupported(trainer: pl.Trainer, settings: Settings) -> None:
+def refuse_unsupported(trainer: pl.Trainer, settings: Settings, callbacks: Sequence[BioCallback]) -> None:
     """Refuse what cannot be supported, and warn of what has no effect.
 
     Raises:
-        MisconfigurationException: The strategy shards weights, or ``apply_to`` cannot work with the optimizer.
+        MisconfigurationException: The strategy shards weights, an averaging callback comes before ours, or
+            ``apply_to`` cannot work with the optimizer.
     """
+    listed: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined] # set by Lightning's connector
+    last = max(listed.index(callback) for callback in callbacks)
+    if any(isinstance(callback, WeightAveraging) for callback in listed[:last]):
+        raise MisconfigurationException(
+            f"{type(listed[last]).__name__} must come before WeightAveraging in the list of callbacks: the average has"
+            " to see weights as the step leaves them"
+        )
     strategy = type(trainer.strategy).__name__
     if any(word in strategy for word in _SHARDING):
         raise MisconfigurationException(

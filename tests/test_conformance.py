@@ -355,3 +355,30 @@ def test_buffer_round_trip_of_the_whole_trainer_state():
     loaded = torch.load(buffer, weights_only=True)
     assert set(loaded) == {c.state_key for c in all_on()}
     assert isinstance(all_on()[-1], WeightSplitting)
+
+
+def test_averaging_has_to_come_after():
+    averaging = pl.callbacks.EMAWeightAveraging()
+    fit(make_model("MLP"), [active("dales_principle", "plain"), averaging])
+    with pytest.raises(Exception, match="DalesPrinciple must come before WeightAveraging"):
+        fit(make_model("MLP"), [averaging, active("dales_principle", "plain")])
+
+
+def test_given_forward_order_is_shared():
+    order = ("net.4", "net.2", "net.0")
+    splitting = MECHANISMS["weight_splitting"](mode="grouped")
+    fuzzy = MECHANISMS["fuzzy_learning_rates"](distribution="layer_adaptive", nu=0.9, forward_order=order)
+    fit(make_model("MLP"), [splitting, fuzzy])
+    assert set(splitting.targets) == {"net.2.weight", "net.4.weight"}, "net.0 is the output layer now"
+
+
+def test_resume_with_other_multipliers_draws_them_anew(tmp_path):
+    path = str(tmp_path / "half.ckpt")
+    train_epochs(make_model("MLP"), [active("fuzzy_learning_rates", "weight_adaptive")], 1).save_checkpoint(path)
+    fresh, resumed = make_model("MLP"), make_model("MLP")
+    wide = {"nu": 0.9, "update_every": 100}
+    train_epochs(fresh, [active("fuzzy_learning_rates", "weight_adaptive", **wide)], 1)
+    with pytest.warns(UserWarning, match=r"nu: 0\.4 in the checkpoint, 0\.9 now"):
+        train_epochs(resumed, [active("fuzzy_learning_rates", "weight_adaptive", **wide)], 2, ckpt_path=path)
+    spread = [multipliers(model)["net.2.weight"].std() for model in (fresh, resumed)]
+    assert spread[1] == pytest.approx(spread[0].item(), rel=0.1)

@@ -38,9 +38,9 @@ def test_wheel_holds_every_card_and_preset(installed):
 
 def test_presets_are_found_by_name_after_installation(installed, tmp_path):
     program = (
-        "import bio_lightning; assert bio_lightning.__file__.startswith({site!r}), bio_lightning.__file__;"
+        f"import bio_lightning; assert bio_lightning.__file__.startswith({str(installed)!r}), bio_lightning.__file__;"
         "print(*[type(c).__name__ for c in bio_lightning.bio_callbacks('paper')])"
-    ).format(site=str(installed))
+    )
     run = [sys.executable, "-c", program]
     environment = {"PYTHONPATH": str(installed), "PATH": ""}
     done = subprocess.run(run, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)

@@ -133,11 +133,14 @@ class Mechanism(BioCallback):
         include: fnmatch patterns on qualified parameter or module names; a bare string is one pattern.
         exclude: Patterns to leave out again.
         seed: Of the mechanism's noise; any integer. Torch's random state is neither read nor moved.
+        forward_order: All layers with synapses in forward order, where tracing cannot find it out; null for tracing. It
+            belongs to the model: set it once, and all mechanisms share it.
     """
 
     include: tuple[str, ...] = ("*",)
     exclude: tuple[str, ...] = ()
     seed: int = 0
+    forward_order: tuple[str, ...] | None = None
 
     is_mechanism: ClassVar[bool] = True
     #: Place in the library's own order: within one step and at the start.

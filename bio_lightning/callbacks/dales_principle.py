@@ -40,7 +40,7 @@ class DalesPrinciple(ScheduledMechanism):
 
     Raises:
         BioConfigError: A value is out of range, a group's layers read different numbers of neurons, or ``balanced``
-            meets a layer without inhibitory neurons.
+            meets a layer whose neurons are all of one kind.
 
     Example:
         >>> DalesPrinciple(excitatory_fraction=0.75).axis
@@ -81,11 +81,11 @@ class DalesPrinciple(ScheduledMechanism):
         if "signs" in tensors:
             return
         signs = self._draw(session, synapses).to(synapses.weight.device)
-        if self.balanced and not bool((signs < 0).any()):
+        if self.balanced and bool((signs == signs[0]).all()):
             raise BioConfigError(
                 f"{self.name}.balanced",
                 True,
-                f"false, or an excitatory_fraction that leaves {synapses.name} an inhibitory neuron",
+                f"false, or an excitatory_fraction that leaves {synapses.name} excitatory and inhibitory neurons",
             )
         tensors["signs"] = signs
         if session.resumed:

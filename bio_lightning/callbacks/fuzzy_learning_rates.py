@@ -19,6 +19,7 @@ from bio_lightning.synapses import ALL_KINDS, NEURON_KINDS, Kind, Synapses
 __all__ = ["FuzzyLearningRates"]
 
 _REFRESHED = ("weight_adaptive", "activity")
+_DRAWN_WITH = ("distribution", "nu", "min", "max", "seed")
 
 
 @dataclasses.dataclass(kw_only=True, eq=False)
@@ -91,6 +92,14 @@ class FuzzyLearningRates(PlasticityMechanism):
         base = session.store[synapses.name]["base"]
         mixed = torch.where(mask, self._draw(session, synapses, step), base.to(torch.float32))
         base.copy_(mixed if self.distribution == "temporal" else functional.normalize_multipliers(mixed))
+
+    def adopt(self, session: Session) -> None:
+        """A base drawn with other settings is drawn anew."""
+        saved = self._restored.get("arguments", {})
+        if any(saved[key] != value for key, value in self.arguments().items() if key in _DRAWN_WITH and key in saved):
+            for tensors in self._restored["weights"].values():
+                tensors.pop("base", None)
+        super().adopt(session)
 
     def saved_keys(self, name: str) -> tuple[str, ...]:
         """A base that is a function of the seed alone need not be saved."""

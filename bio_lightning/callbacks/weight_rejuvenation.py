@@ -123,7 +123,7 @@ class WeightRejuvenation(ScheduledMechanism):
             shrinkage=self.shrinkage,
             source=self.source,
             table=tensors["quantiles"],
-            signs=session.signs(synapses),
+            signs=session.signs(synapses, step - 1),
         )
         padding = getattr(synapses.module, "padding_idx", None)
         if padding is not None:
@@ -169,7 +169,7 @@ class WeightRejuvenation(ScheduledMechanism):
             self.noise(synapses.name, step),
             source=self.source,
             table=tensors["quantiles"],
-            signs=session.signs(synapses),
+            signs=session.signs(synapses, step - 1),
         )
         weight.copy_(torch.where(mask, fresh, weight * (1.0 - self.shrinkage)))
         self._renewed(session, synapses, owner, mask, step)

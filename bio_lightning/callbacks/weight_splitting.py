@@ -17,6 +17,7 @@ from bio_lightning.callbacks.base import Mechanism, require
 from bio_lightning.errors import BioConfigError
 from bio_lightning.parameters import number
 from bio_lightning.session import Session
+from bio_lightning.settings import agree
 from bio_lightning.split_layers import Activation, SplitLayer, group_hook, group_outputs, split_layer
 from bio_lightning.synapses import Kind, Synapses, find_synapses, select
 
@@ -56,6 +57,7 @@ class WeightSplitting(Mechanism):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self._order = self.forward_order
         require(
             self.activation is None or self.mode == "grouped", "activation", self.activation, "null with mode: synapses"
         )
@@ -68,6 +70,8 @@ class WeightSplitting(Mechanism):
                 "WeightSplitting cannot work with a spawning strategy, which copies back only weights of unchanged"
                 " shape; use strategy='ddp'"
             )
+        listed: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined] # set by Lightning's connector
+        self._order = agree([c for c in listed if isinstance(c, Mechanism)]).forward_order
         own = pl_module.__dict__.get("configure_model")
         original = pl_module.configure_model
 
@@ -140,7 +144,7 @@ class WeightSplitting(Mechanism):
         shared = [s for s in chosen if any(site.kind not in self.kinds for site in s.sites)]
         if self.mode == "grouped":
             layers = {site.module_name: site.module for s in synapses.values() for site in s.sites}
-            outputs = trace_architecture(module, layers).outputs
+            outputs = trace_architecture(module, layers, self._order).outputs
             shared += [s for s in chosen if s.module_name in outputs or len(s.sites) > 1]
         kept = [s for s in chosen if s not in shared]
         if not kept:

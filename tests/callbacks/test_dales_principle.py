@@ -105,9 +105,10 @@ def test_start_keeps_magnitudes():
     assert weight.norm() == pytest.approx(before["net.2.weight"].norm().item(), rel=1e-5)
 
 
-def test_balance_needs_inhibition():
-    with pytest.raises(BioConfigError, match=r"dales_principle\.balanced.*inhibitory"):
-        fit(make_model("MLP"), [DalesPrinciple(balanced=True, excitatory_fraction=1.0)])
+@pytest.mark.parametrize("fraction", [0.0, 1.0])
+def test_balance_needs_excitation_and_inhibition(fraction):
+    with pytest.raises(BioConfigError, match=r"dales_principle\.balanced.*excitatory and inhibitory"):
+        fit(make_model("MLP"), [DalesPrinciple(balanced=True, excitatory_fraction=fraction)])
 
 
 def test_input_layer_and_rows():

@@ -162,6 +162,12 @@ def test_new_synapses_obey_dale():
     assert torch.equal(weights_of(bio)["net.2.weight"].sign(), signs.expand(50, 100))
 
 
+def test_dale_imposes_no_signs_outside_its_steps():
+    bio = make_model(Wide)
+    fit(bio, [WeightRejuvenation(every_n_steps=1, dre=1e-6), DalesPrinciple(end_step=0)], steps=2)
+    assert 0.4 < (weights_of(bio)["net.2.weight"] > 0).float().mean() < 0.6
+
+
 def test_nan_is_raised_not_hidden():
     class Poisoned(Wide):
         def on_train_batch_start(self, batch, batch_idx):
