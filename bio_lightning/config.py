@@ -38,12 +38,16 @@ def _without_null(hint: Any) -> Any:
     return arguments[0] if type(None) in typing.get_args(hint) and len(arguments) == 1 else hint
 
 
+def _is_scalar(hint: Any) -> bool:
+    return hint in (bool, int, float, str) or typing.get_origin(hint) is Literal
+
+
 def _schema_field(field: dataclasses.Field[Any], hint: Any) -> tuple[str, Any, Any]:
     """A constructor's parameter as OmegaConf sees it; lists, mappings and mixed unions are left to the constructor."""
     plain = _without_null(hint)
+    typed = _is_scalar(plain)
     if field.name in _SHARED:
-        return field.name, plain, dataclasses.field(default=_INHERITED[field.name])
-    typed = plain in (bool, int, float, str) or typing.get_origin(plain) is Literal
+        return field.name, plain if typed else Any, dataclasses.field(default=_INHERITED[field.name])
     settings: dict[str, Any] = {"default": field.default, "default_factory": field.default_factory}
     if isinstance(field.default, tuple):
         settings = {"default_factory": functools.partial(list, field.default)}
@@ -63,7 +67,8 @@ def _section(callback: type[BioCallback]) -> type:
 def _schema() -> type:
     hints = typing.get_type_hints(PlasticityMechanism)
     sections = {name: _section(callback) for name, callback in REGISTRY.items()}
-    shared = [(key, _without_null(hints[key]), default) for key, default in _SHARED.items()]
+    plain = {key: _without_null(hints[key]) for key in _SHARED}
+    shared = [(key, plain[key] if _is_scalar(plain[key]) else Any, default) for key, default in _SHARED.items()]
     fields = [(name, section, dataclasses.field(default_factory=section)) for name, section in sections.items()]
     doc = """Structured schema of a configuration, for OmegaConf and Hydra: one section per callback, all off.
 

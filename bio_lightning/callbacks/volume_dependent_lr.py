@@ -25,7 +25,7 @@ class VolumeDependentLR(PlasticityMechanism):
 
     Args:
         base_lr: Factor at volume 0 with ``normalize: false``; without effect otherwise. > 0.
-        stability_factor: How much slower large weights learn; >= 0, and 0 is neutral.
+        stability_factor: How much slower large weights learn; in [0, 80], and 0 is neutral.
         lr_variability: Standard deviation of the factor relative to its mean; >= 0, and 0 is neutral.
         reference: The weight of half the largest volume: ``layer_mean`` absolute weight, or ``absolute`` (1).
         normalize: Keep the layer's mean learning rate what the optimizer says.
@@ -42,7 +42,7 @@ class VolumeDependentLR(PlasticityMechanism):
     order: ClassVar[int] = 30
 
     base_lr: float = number(0.1, gt=0)
-    stability_factor: float = number(2.0, ge=0)
+    stability_factor: float = number(2.0, ge=0, le=80)
     lr_variability: float = number(0.2, ge=0)
     reference: Literal["layer_mean", "absolute"] = "layer_mean"
     normalize: bool = True

@@ -40,7 +40,8 @@ def dalian_network_initialization(weight: Tensor, signs: Tensor, *, balanced: bo
     Args:
         weight: Any shape.
         signs: +1/-1, broadcastable to ``weight``; for ``(out, in)`` one sign per *column*, shape ``(1, in)``.
-        balanced: Scale inhibitory magnitudes so that the layer's weights sum to zero, then the layer to its old norm.
+        balanced: Scale inhibitory magnitudes so that the layer's weights sum to zero, then the layer to its old norm; a
+            layer with weights of one sign only is left as it is.
 
     Returns:
         The shape and dtype of ``weight``.
@@ -60,7 +61,8 @@ def dalian_network_initialization(weight: Tensor, signs: Tensor, *, balanced: bo
         excitation = torch.where(signed > 0, signed, zero).sum(dtype=torch.float64)
         inhibition = torch.where(signed < 0, -signed, zero).sum(dtype=torch.float64)
         norm = signed.to(torch.float64).square().sum().sqrt()
-        gain = ratio(excitation, inhibition, at_zero=1.0).to(signed.dtype)
+        gain = ratio(excitation, inhibition, at_zero=1.0)
+        gain = torch.where(excitation > 0, gain, torch.ones_like(gain)).to(signed.dtype)
         signed = torch.where(signed < 0, signed * gain, signed)
         new_norm = signed.to(torch.float64).square().sum().sqrt()
         signed = signed * ratio(norm, new_norm, at_zero=1.0).to(signed.dtype)

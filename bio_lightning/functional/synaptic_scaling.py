@@ -69,7 +69,7 @@ def scale_grad(
         Turrigiano, The self-tuning neuron: synaptic scaling of excitatory synapses, Cell 135, 2008.
     """
     factor = scaling_factor(rate, target=target, strength=strength, min=min, max=max)
-    return grad * factor.view(-1, *(1,) * (grad.ndim - 1))
+    return (grad * factor.view(-1, *(1,) * (grad.ndim - 1))).to(grad.dtype)
 
 
 @torch.no_grad()

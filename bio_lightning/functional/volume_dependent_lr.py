@@ -35,7 +35,8 @@ def volume_dependent_lr(
         weight: Any shape.
         noise: Seed, stream and step of the draw.
         base_lr: Replaces the division by the mean when ``normalize`` is false; > 0.
-        stability_factor: How much faster small weights learn than large ones; >= 0.
+        stability_factor: How much faster small weights learn than large ones; in [0, 80], beyond which float32 has no
+            room for the factor of a large weight.
         lr_variability: Standard deviation of the factor relative to its mean; >= 0.
         reference: The weight at half the largest volume: the layer's mean absolute weight, or 1.
         normalize: Keep the layer's mean learning rate (before the noise) what the user set.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from bio_lightning.functional._layer import computing_dtype
 from bio_lightning.functional.noise import Noise
 
 __all__ = ["split_weights", "sum_groups", "synapse_shares"]
@@ -19,13 +20,14 @@ def synapse_shares(weight: Tensor, gamma: int, noise: Noise) -> Tensor:
         noise: Seed, stream and step of the draw.
 
     Returns:
-        float32, shape ``(gamma, *weight.shape)``; before normalising a share lies in (0.5, 1.5).
+        float32 (float64 for a float64 weight), shape ``(gamma, *weight.shape)``; before normalising a share lies in
+        (0.5, 1.5).
 
     Example:
         >>> synapse_shares(torch.zeros(2), 3, Noise()).sum(dim=0)
         tensor([1., 1.])
     """
-    raw = 0.5 + noise.uniform(torch.empty(gamma, *weight.shape, device=weight.device))
+    raw = 0.5 + noise.uniform(torch.empty(gamma, *weight.shape, device=weight.device)).to(computing_dtype(weight))
     return raw / raw.sum(dim=0, keepdim=True)
 
 

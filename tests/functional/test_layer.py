@@ -1,0 +1,57 @@
+import pytest
+import torch
+
+from bio_lightning.functional._layer import computing_dtype, mean, mean_abs, ratio, std
+from tests import reference
+from tests.checks import TOLERANCE, assert_pure, floats, random_weight
+
+DTYPES = [torch.float32, torch.float64]
+HALF = [torch.float16, torch.bfloat16]
+
+
+def test_worked_example():
+    x = torch.tensor([[1.0, -3.0], [4.0, 2.0]])
+    assert mean(x).item() == 1.0
+    assert mean_abs(x).item() == 2.5
+    assert std(torch.tensor([1.0, 3.0, 1.0, 3.0])).item() == 1.0  # of the population, not of a sample
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_statistics_match_the_reference(dtype):
+    x = random_weight(7, 11, dtype=dtype) + 0.3
+    for function, twin in ((mean, reference.mean), (mean_abs, reference.mean_abs), (std, reference.std)):
+        result = function(x)
+        assert (result.dtype, result.shape) == (dtype, ())
+        assert result.item() == pytest.approx(twin(floats(x)), rel=TOLERANCE[dtype])
+
+
+def test_sums_are_taken_in_float64():
+    x = torch.tensor([2.0**24, 1.0, 0.0, 0.0, 0.0])  # float32 has no 2^24 + 1; without the 1 the mean rounds down
+    assert mean(x).item() == 3355443.5
+    assert mean_abs(-x).item() == 3355443.5
+    assert std(torch.tensor([2.0**24, 2.0**24 + 2.0])).item() == 1.0
+
+
+@pytest.mark.parametrize("dtype", HALF)
+def test_half_precision_is_averaged_in_float32(dtype):
+    x = torch.full((4000,), 100.0, dtype=dtype)  # the sum is beyond float16
+    assert computing_dtype(x) == torch.float32
+    assert mean(x).dtype == torch.float32
+    assert mean(x).item() == 100.0
+    assert std(x).item() == 0.0
+
+
+@pytest.mark.parametrize("function", [mean, mean_abs, std])
+def test_an_empty_layer_has_statistic_zero(function):
+    assert function(torch.empty(0, 3)).item() == 0.0
+
+
+@pytest.mark.parametrize("at_zero", [0.0, 1.0])
+def test_ratio_has_a_chosen_value_at_zero(at_zero):
+    result = ratio(torch.tensor([0.0, 5.0, 6.0, 0.0]), torch.tensor([0.0, 0.0, 3.0, 2.0]), at_zero)
+    assert floats(result) == [at_zero, at_zero, 2.0, 0.0]
+
+
+def test_nothing_is_modified():
+    x = random_weight(3, 4)
+    assert_pure(lambda tensor: (mean(tensor), mean_abs(tensor), std(tensor), ratio(tensor, tensor, 1.0)), x)

@@ -1,0 +1,154 @@
+"""Every metric against numpy, and what torchmetrics promises of a metric."""
+
+import pickle
+
+import numpy as np
+import pytest
+import torch
+
+from bio_lightning import metrics
+from bio_lightning.metrics import CrystallizedFraction, MultiplierSpread
+from tests.metrics.cases import CASES, assert_close, draws, make
+
+every_metric = pytest.mark.parametrize("name", metrics.__all__)
+
+
+@every_metric
+def test_worked_example(name):
+    arguments, expected = CASES[name].example
+    metric = make(name)
+    metric.update(*arguments)
+    assert_close(metric.compute(), expected, tolerance=1e-15)
+
+
+@every_metric
+@pytest.mark.parametrize("count", [1, 2, 7])
+def test_several_updates_equal_numpy_on_everything(name, count):
+    for seed in range(5):
+        updates = draws(name, count, seed)
+        metric = make(name)
+        for arguments in updates:
+            metric.update(*arguments)
+        assert_close(metric.compute(), CASES[name].reference(updates))
+
+
+@every_metric
+def test_merged_metrics_equal_one_metric(name):
+    updates = draws(name, 6)
+    first, second = make(name), make(name)
+    for index, arguments in enumerate(updates):
+        (first if index < 2 else second).update(*arguments)
+    first.merge_state(second)
+    assert_close(first.compute(), CASES[name].reference(updates))
+
+
+@every_metric
+def test_no_synapses(name):
+    arguments, expected = CASES[name].empty
+    metric = make(name)
+    metric.update(*arguments)
+    assert_close(metric.compute(), expected, tolerance=0.0)
+    updates = draws(name, 2)
+    for drawn in updates:
+        metric.update(*drawn)
+        metric.update(*arguments)
+    assert_close(metric.compute(), CASES[name].reference(updates))
+
+
+@every_metric
+def test_forward_gives_the_batch_and_accumulates(name):
+    updates = draws(name, 3)
+    metric = make(name)
+    for arguments in updates:
+        assert_close(metric(*arguments), CASES[name].reference([arguments]))
+    assert_close(metric.compute(), CASES[name].reference(updates))
+
+
+@every_metric
+def test_pickle_clone_and_reset(name):
+    before, after = draws(name, 2, seed=1), draws(name, 2, seed=2)
+    metric = make(name)
+    for arguments in before:
+        metric.update(*arguments)
+    for copied in (pickle.loads(pickle.dumps(metric)), metric.clone()):
+        for arguments in after:
+            copied.update(*arguments)
+        assert_close(copied.compute(), CASES[name].reference(before + after))
+    assert_close(metric.compute(), CASES[name].reference(before))
+    metric.reset()
+    for arguments in after:
+        metric.update(*arguments)
+    assert_close(metric.compute(), CASES[name].reference(after))
+
+
+@every_metric
+def test_states_are_float64_and_reduced_over_processes(name):
+    metric = make(name)
+    for arguments in draws(name, 2):
+        metric.update(*arguments)
+    for state, reduction in metric._reductions.items():
+        assert getattr(metric, state).dtype == torch.float64
+        assert getattr(metric, state).shape == ()
+        expected = {"lowest": torch.min, "highest": torch.max}.get(state, torch.sum)
+        assert reduction(torch.tensor([1.0, 2.0, 4.0])) == expected(torch.tensor([1.0, 2.0, 4.0]))
+
+
+@every_metric
+def test_inputs_are_left_alone(name):
+    for arguments in draws(name, 2):
+        copies = [a.clone() if isinstance(a, torch.Tensor) else a for a in arguments]
+        metric = make(name)
+        metric.update(*arguments)
+        metric.compute()
+        for one, other in zip(arguments, copies, strict=True):
+            assert one is other or torch.equal(torch.as_tensor(one), torch.as_tensor(other))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_spread_of_every_precision(dtype):
+    multiplier = torch.as_tensor(np.random.default_rng(0).lognormal(0, 0.3, size=(40, 30))).to(dtype)
+    metric = MultiplierSpread()
+    metric.update(multiplier)
+    exact = multiplier.to(torch.float64).numpy()
+    expected = {"mean": exact.mean(), "std": exact.std(), "min": exact.min(), "max": exact.max()}
+    assert_close(metric.compute(), expected, tolerance=1e-7)
+
+
+def test_narrow_spread_around_one_is_not_lost():
+    deviation = np.random.default_rng(0).normal(0, 1e-6, size=100_000)
+    metric = MultiplierSpread()
+    metric.update(torch.as_tensor(1 + deviation))
+    assert abs(metric.compute()["std"].item() / (1 + deviation).std() - 1) < 1e-9
+
+
+def test_constant_multipliers_have_no_spread():
+    metric = MultiplierSpread()
+    metric.update(torch.full((1000,), 0.3))
+    assert metric.compute()["std"] < 1e-7  # rounding may leave a variance of -1e-17, whose root would be nan
+    neutral = MultiplierSpread()
+    neutral.update(torch.ones(7, 9))
+    assert_close(neutral.compute(), {"mean": 1.0, "std": 0.0, "min": 1.0, "max": 1.0}, tolerance=0.0)
+
+
+def test_nan_is_not_hidden():
+    metric = MultiplierSpread()
+    metric.update(torch.tensor([1.0, float("nan")]))
+    metric.update(torch.ones(3))
+    assert all(value.isnan() for value in metric.compute().values())
+
+
+def test_broadcast_multipliers_count_every_synapse():
+    per_neuron = torch.tensor([[0.5], [2.0]]).expand(2, 30)
+    metric = MultiplierSpread()
+    metric.update(per_neuron)
+    metric.update(torch.ones(60))
+    assert_close(metric.compute(), {"mean": 1.125, "std": 0.5448623679, "min": 0.5, "max": 2.0}, tolerance=1e-9)
+
+
+def test_threshold_of_crystallized_synapses():
+    strict = CrystallizedFraction(below=0.1)
+    strict.update(torch.tensor([0.05, 0.1, 0.2, 1.0]))
+    assert strict.compute() == 0.25
+    for below in (0.0, 1.5, -0.1):
+        with pytest.raises(ValueError, match=f"below: got {below}"):
+            CrystallizedFraction(below=below)
