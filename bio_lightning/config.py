@@ -9,7 +9,7 @@ import re
 import typing
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml  # type: ignore[import-untyped] # OmegaConf's parser, here for its exception only
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
@@ -39,7 +39,8 @@ def _without_null(hint: Any) -> Any:
 
 
 def _is_scalar(hint: Any) -> bool:
-    return hint in (bool, int, float, str) or typing.get_origin(hint) is Literal
+    # choices too are left to the constructor: OmegaConf knows Literal from 2.4 on, which Hydra does not allow yet
+    return hint in (bool, int, float, str)
 
 
 def _schema_field(field: dataclasses.Field[Any], hint: Any) -> tuple[str, Any, Any]:
@@ -304,6 +305,7 @@ def _resolved(config: DictConfig, missing: bool = False) -> dict[str, Any]:
 def _enabled(config: DictConfig) -> list[BioCallback]:
     """Construct all callbacks, which checks all values, and keep those that are on."""
     values = _resolved(config)
+    PlasticityMechanism(**{key: values[key] for key in _SHARED})  # checks the top level, before a section inherits it
     built = []
     for name, callback in REGISTRY.items():
         enabled = values[name].pop("enabled")

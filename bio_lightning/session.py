@@ -22,7 +22,7 @@ from bio_lightning.firing_rates import FiringRates
 from bio_lightning.optimizers import Owner, Owners, apply_to_for, splits_gradient
 from bio_lightning.plasticity import Plasticity, Store
 from bio_lightning.settings import Settings, agree, refuse_scaled_gradients, refuse_unsupported
-from bio_lightning.synapses import NEURON_KINDS, Synapses, find_synapses
+from bio_lightning.synapses import NEURON_KINDS, Synapses, find_synapses, named_modules
 
 if TYPE_CHECKING:
     from bio_lightning.callbacks.base import BioCallback, Mechanism
@@ -181,13 +181,12 @@ class Session:
 
     def _hooked(self, site: Synapses, side: str) -> nn.Module | None:
         """Where a layer's firing shows: at itself, the norm behind it, or the attention module around it."""
-        modules = dict(self.module.named_modules())
-        by_plain_name = {name.replace("_orig_mod.", ""): module for name, module in modules.items()}
-        parent = by_plain_name.get(site.module_name.rpartition(".")[0])
+        modules = named_modules(self.module)
+        parent = modules.get(site.module_name.rpartition(".")[0])
         if isinstance(parent, nn.MultiheadAttention):  # a hook on its inner projection never fires
             return parent if side == "rate" else None
         norm = self.architecture.norms.get(site.module_name) if side == "rate" else None
-        return by_plain_name[norm] if norm else site.module
+        return modules[norm] if norm else site.module
 
     def _report(self) -> None:
         """What was decided, once."""

@@ -14,7 +14,17 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from bio_lightning.errors import BioConfigError, nearest_name
 
-__all__ = ["ALL_KINDS", "NEURON_KINDS", "Kind", "Synapses", "find_synapses", "is_norm", "plain_name", "select"]
+__all__ = [
+    "ALL_KINDS",
+    "NEURON_KINDS",
+    "Kind",
+    "Synapses",
+    "find_synapses",
+    "is_norm",
+    "named_modules",
+    "plain_name",
+    "select",
+]
 
 Kind = Literal["linear", "conv", "conv_transpose", "embedding", "attention", "recurrent"]
 ALL_KINDS: frozenset[Kind] = frozenset(("linear", "conv", "conv_transpose", "embedding", "attention", "recurrent"))
@@ -30,6 +40,11 @@ def plain_name(name: str) -> str:
         'net.0.weight'
     """
     return ".".join(part for part in name.split(".") if part != "_orig_mod")
+
+
+def named_modules(model: nn.Module) -> dict[str, nn.Module]:
+    """All modules of a model by :func:`plain_name`; for a compiled one the module inside."""
+    return {plain_name(name): module for name, module in model.named_modules()}
 
 
 @dataclasses.dataclass(eq=False)

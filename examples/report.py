@@ -12,8 +12,9 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
-from runs import Run
 from torch import Tensor
+
+from runs import Run
 
 __all__ = ["ROWS", "save_figure", "table"]
 

@@ -12,9 +12,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from data import Images
 from lightning.pytorch.loggers import TensorBoardLogger
-from models import Classifier
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
@@ -23,6 +21,8 @@ from torchmetrics import Metric
 from bio_lightning import fold, multipliers
 from bio_lightning.callbacks import Mechanism
 from bio_lightning.metrics import CrystallizedFraction, MultiplierSpread, SignViolations, Turnover
+from data import Images
+from models import Classifier
 
 __all__ = ["WARM_UP_STEPS", "Recorder", "Run", "Settings", "train"]
 

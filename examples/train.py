@@ -16,14 +16,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from data import Images, load
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from models import LEARNING_RATES, NETWORKS
 from omegaconf import DictConfig, OmegaConf
-from report import save_figure, table
-from runs import Run, Settings, train
 
 from bio_lightning import BioConfigError, bio_callbacks, load_config
+from data import Images, load
+from models import LEARNING_RATES, NETWORKS
+from report import save_figure, table
+from runs import Run, Settings, train
 
 __all__ = ["main"]
 

@@ -19,7 +19,7 @@ from bio_lightning.parameters import number
 from bio_lightning.session import Session
 from bio_lightning.settings import agree
 from bio_lightning.split_layers import Activation, SplitLayer, group_hook, group_outputs, split_layer
-from bio_lightning.synapses import Kind, Synapses, find_synapses, select
+from bio_lightning.synapses import Kind, Synapses, find_synapses, named_modules, select
 
 __all__ = ["WeightSplitting"]
 
@@ -145,10 +145,17 @@ class WeightSplitting(Mechanism):
         if self.mode == "grouped":
             layers = {site.module_name: site.module for s in synapses.values() for site in s.sites}
             outputs = trace_architecture(module, layers, self._order).outputs
-            shared += [s for s in chosen if s.module_name in outputs or len(s.sites) > 1]
+            modules = named_modules(module)
+            parents = {s.name: modules[s.module_name.rpartition(".")[0]] for s in chosen}
+            # attention reads its output projection's weights itself: no hook on the projection would see that
+            unseen = {name for name, parent in parents.items() if isinstance(parent, nn.MultiheadAttention)}
+            shared += [s for s in chosen if s.module_name in outputs or len(s.sites) > 1 or s.name in unseen]
         kept = [s for s in chosen if s not in shared]
         if not kept:
-            allowed = "patterns that name a layer that can be split: not tied to another kind, and not the output layer"
+            allowed = (
+                "patterns that name a layer that can be split: not tied to another kind, and for mode: grouped not tied"
+                " at all, not the output layer, and not inside MultiheadAttention"
+            )
             raise BioConfigError(f"{self.name}.include", self.include, allowed)
         return kept, [*skipped, *dict.fromkeys(shared)]
 

@@ -273,3 +273,10 @@ def test_spawning_strategies_are_refused():
     )
     with pytest.raises(Exception, match=r"WeightSplitting cannot work with a spawning strategy.*use strategy='ddp'"):
         WeightSplitting().setup(trainer, make_model("MLP"), "fit")
+
+
+def test_grouped_leaves_the_output_projection_of_attention_alone():
+    split, splitting = make_model(Transformer), WeightSplitting(mode="grouped")
+    fit(split, [splitting])
+    assert set(splitting.targets) == {"block.linear1.weight", "block.linear2.weight"}
+    assert torch.allclose(outputs(fold(split), split), outputs(split, split), atol=1e-5)

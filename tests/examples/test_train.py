@@ -5,16 +5,16 @@ import re
 import struct
 from pathlib import Path
 
-import data
 import numpy as np
 import pytest
-import report
-import runs
 import torch
-import train
 from matplotlib.image import imread
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import data
+import report
+import runs
+import train
 from bio_lightning import load_config
 
 RNG = np.random.default_rng(0)
