@@ -16,7 +16,7 @@ from bio_lightning.functional._layer import computing_dtype
 from bio_lightning.synapses import Synapses
 
 if TYPE_CHECKING:
-    from bio_lightning.callbacks.base import Mechanism
+    from bio_lightning.callbacks.mechanism import Mechanism
     from bio_lightning.session import Session
 
 __all__ = ["Plasticity", "Store"]

@@ -25,7 +25,8 @@ from bio_lightning.settings import Settings, agree, refuse_scaled_gradients, ref
 from bio_lightning.synapses import NEURON_KINDS, Synapses, find_synapses, named_modules
 
 if TYPE_CHECKING:
-    from bio_lightning.callbacks.base import BioCallback, Mechanism
+    from bio_lightning.callbacks.base import BioCallback
+    from bio_lightning.callbacks.mechanism import Mechanism
 
 __all__ = ["Session"]
 

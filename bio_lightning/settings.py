@@ -16,7 +16,8 @@ from bio_lightning.errors import NoEffectWarning
 from bio_lightning.optimizers import ApplyTo
 
 if TYPE_CHECKING:
-    from bio_lightning.callbacks.base import BioCallback, Mechanism
+    from bio_lightning.callbacks.base import BioCallback
+    from bio_lightning.callbacks.mechanism import Mechanism
 
 __all__ = ["Settings", "agree", "refuse_scaled_gradients", "refuse_unsupported"]
 

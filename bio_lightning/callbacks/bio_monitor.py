@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from bio_lightning.callbacks.base import BioCallback, Observables
+from bio_lightning.callbacks.base import BioCallback
+from bio_lightning.callbacks.mechanism import Observables
 from bio_lightning.metrics import CrystallizedFraction, FiringRate, MultiplierSpread, SignViolations, Turnover
 from bio_lightning.session import Session
 from bio_lightning.synapses import Synapses, select

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bio_lightning import functional
-from bio_lightning.callbacks.base import Observables, PlasticityMechanism
+from bio_lightning.callbacks.mechanism import Observables, PlasticityMechanism
 from bio_lightning.parameters import number
 from bio_lightning.session import Session
 from bio_lightning.synapses import ALL_KINDS, NEURON_KINDS, Kind, Synapses

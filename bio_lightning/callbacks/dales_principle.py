@@ -10,7 +10,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
 from bio_lightning import functional
-from bio_lightning.callbacks.base import Observables, ScheduledMechanism
+from bio_lightning.callbacks.mechanism import Observables, ScheduledMechanism
 from bio_lightning.errors import BioConfigError
 from bio_lightning.optimizers import Owner
 from bio_lightning.parameters import number

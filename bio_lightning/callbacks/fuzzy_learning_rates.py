@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bio_lightning import functional
-from bio_lightning.callbacks.base import PlasticityMechanism
+from bio_lightning.callbacks.mechanism import PlasticityMechanism
 from bio_lightning.functional import distributions
 from bio_lightning.functional.distributions import Distribution
 from bio_lightning.parameters import number

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bio_lightning import functional
-from bio_lightning.callbacks.base import PlasticityMechanism
+from bio_lightning.callbacks.mechanism import PlasticityMechanism
 from bio_lightning.optimizers import Owner
 from bio_lightning.parameters import number
 from bio_lightning.session import Session

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from bio_lightning import functional
-from bio_lightning.callbacks.base import PlasticityMechanism
+from bio_lightning.callbacks.mechanism import PlasticityMechanism
 from bio_lightning.parameters import number
 from bio_lightning.session import Session
 from bio_lightning.synapses import Synapses

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bio_lightning import functional
-from bio_lightning.callbacks.base import Observables, ScheduledMechanism
+from bio_lightning.callbacks.mechanism import Observables, ScheduledMechanism
 from bio_lightning.errors import BioConfigError, nearest_name
 from bio_lightning.functional._layer import mean, std
 from bio_lightning.functional.quantiles import quantile_table

@@ -13,7 +13,7 @@ from torch import nn
 
 from bio_lightning import functional
 from bio_lightning.architecture import trace_architecture
-from bio_lightning.callbacks.base import Mechanism, require
+from bio_lightning.callbacks.mechanism import Mechanism, require
 from bio_lightning.errors import BioConfigError
 from bio_lightning.parameters import number
 from bio_lightning.session import Session
