@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import yaml  # type: ignore[import-untyped] # OmegaConf's parser, here for its exception only
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from omegaconf import BooleanNode, DictConfig, OmegaConf
 from omegaconf.errors import InterpolationValidationError, OmegaConfBaseException, ValidationError
 
 from bio_lightning import predecessor
 from bio_lightning.callbacks import REGISTRY, BioCallback, PlasticityMechanism
-from bio_lightning.errors import BioConfigError, nearest_name
+from bio_lightning.errors import BioConfigError, NoEffectWarning, nearest_name
 from bio_lightning.parameters import check_parameters
 from bio_lightning.settings import Settings
 
@@ -125,6 +125,9 @@ def load_config(source: Any, overrides: Iterable[str] = ()) -> DictConfig:
     Raises:
         BioConfigError: The file cannot be read, or a name or value cannot be accepted.
 
+    Warns:
+        NoEffectWarning: An override sets keys of a section that is off.
+
     Example:
         >>> config = load_config({"dales_principle": {"enabled": True}}, ["seed=3"])
         >>> config.dales_principle.enabled, config.dales_principle.seed, config.crystallization.enabled
@@ -136,7 +139,8 @@ def load_config(source: Any, overrides: Iterable[str] = ()) -> DictConfig:
         for note in notes:
             rank_zero_info(f"bio_lightning: {note}")
     _check_names(given)
-    values = _overlaid(given, _parsed(overrides))
+    changes = _parsed(overrides)
+    values = _overlaid(given, changes)
     for section in (name for name in given if name in REGISTRY and "enabled" not in values[name]):
         keys = ", ".join(map(str, given[section])) or "nothing"
         raise BioConfigError(
@@ -149,6 +153,10 @@ def load_config(source: Any, overrides: Iterable[str] = ()) -> DictConfig:
         if name in _SHARED:
             _assign(config, name, value)
     _enabled(config)
+    for name in (name for name in changes if name in REGISTRY and not config[name].enabled):
+        if set(changes[name]) - {"enabled"}:
+            keys = ", ".join(f"{name}.{key}" for key in changes[name])
+            rank_zero_warn(f"{keys}: overridden, but {name} is off", category=NoEffectWarning)
     return config
 
 
@@ -302,10 +310,21 @@ def _resolved(config: DictConfig, missing: bool = False) -> dict[str, Any]:
         raise BioConfigError(str(error.full_key), raw[error.key], allowed, nearest) from None
 
 
+def _let_own_values_win(raw: Any, values: dict[str, Any]) -> None:
+    """Where one section sets what all mechanisms share, the others follow it rather than the top level."""
+    for key in Settings._fields:
+        having = [name for name in REGISTRY if key in raw[name]]
+        inheriting = [name for name in having if raw[name][key] == _INHERITED[key]]
+        if any(values[name]["enabled"] for name in having if name not in inheriting):
+            for name in inheriting:
+                values[name][key] = None
+
+
 def _enabled(config: DictConfig) -> list[BioCallback]:
     """Construct all callbacks, which checks all values, and keep those that are on."""
     values = _resolved(config)
     PlasticityMechanism(**{key: values[key] for key in _SHARED})  # checks the top level, before a section inherits it
+    _let_own_values_win(OmegaConf.to_container(config), values)
     built = []
     for name, callback in REGISTRY.items():
         enabled = values[name].pop("enabled")

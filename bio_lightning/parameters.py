@@ -156,7 +156,10 @@ def _convert_tuple(hint: Any, value: Any) -> tuple[Any, ...]:
         return (value,)
     if isinstance(value, (str, Mapping)) or not isinstance(value, Iterable):
         raise _MismatchError("a list")
-    return tuple(_convert(hint, item) for item in value)
+    items = tuple(value)
+    if typing.get_origin(hint) is tuple and any(isinstance(item, str) for item in items):
+        raise _MismatchError("a list of lists")  # a string would count as a list of one
+    return tuple(_convert(hint, item) for item in items)
 
 
 def _convert_scalar(hint: Any, value: Any) -> Any:

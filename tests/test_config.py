@@ -13,10 +13,11 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError
 
 import bio_lightning
-from bio_lightning import BioConfig, BioConfigError, bio_callbacks, load_config
+from bio_lightning import BioConfig, BioConfigError, NoEffectWarning, bio_callbacks, load_config
 from bio_lightning import config as config_module
 from bio_lightning.callbacks import REGISTRY
 from bio_lightning.config import presets
+from bio_lightning.settings import agree
 
 SHARED = {"seed": 0, "apply_to": "auto", "kernel": "auto", "state_dtype": "float32", "forward_order": None}
 PRESETS = ("all", "continual", "dale", "default", "none", "paper")
@@ -292,7 +293,8 @@ def test_interpolation_reaches_other_keys_their_defaults_and_overrides():
     source = on("crystallization", floor="${fuzzy_learning_rates.nu}", use_thresh="${.recovery}")
     assert bio_callbacks(source)[0].floor == 0.16
     assert bio_callbacks(source)[0].use_thresh == 0.01
-    assert bio_callbacks(source, ["fuzzy_learning_rates.nu=0.5"])[0].floor == 0.5
+    with pytest.warns(NoEffectWarning, match="fuzzy_learning_rates is off"):
+        assert bio_callbacks(source, ["fuzzy_learning_rates.nu=0.5"])[0].floor == 0.5
     assert (
         bio_callbacks("default", ["crystallization.end_step=${weight_rejuvenation.every_n_steps}"])[1].end_step == 100
     )
@@ -301,7 +303,8 @@ def test_interpolation_reaches_other_keys_their_defaults_and_overrides():
 def test_interpolation_in_a_config_waits_for_defaults_and_overrides():
     source = OmegaConf.create(on("crystallization", floor="${fuzzy_learning_rates.nu}"))
     assert bio_callbacks(source)[0].floor == 0.16
-    assert bio_callbacks(source, ["fuzzy_learning_rates.nu=0.5"])[0].floor == 0.5
+    with pytest.warns(NoEffectWarning, match="fuzzy_learning_rates is off"):
+        assert bio_callbacks(source, ["fuzzy_learning_rates.nu=0.5"])[0].floor == 0.5
 
 
 def test_interpolation_reaches_the_environment(monkeypatch):
@@ -353,7 +356,8 @@ def test_override_sets_a_value_of_the_right_type(override, expected):
 
 def test_override_wins_and_needs_no_enabled():
     source = on("crystallization", floor=0.1, recovery=0.2)
-    config = load_config(source, ["crystallization.floor=0.3", "weight_splitting.gamma=4", "seed=9"])
+    with pytest.warns(NoEffectWarning, match="weight_splitting is off"):
+        config = load_config(source, ["crystallization.floor=0.3", "weight_splitting.gamma=4", "seed=9"])
     assert (config.crystallization.floor, config.crystallization.recovery) == (0.3, 0.2)
     assert (config.weight_splitting.enabled, config.weight_splitting.gamma, config.seed) == (False, 4, 9)
 
@@ -580,3 +584,27 @@ def test_schema_has_the_constructors_types():
 
 def test_configuration_is_public():
     assert {"BioConfig", "bio_callbacks", "load_config"} <= set(bio_lightning.__all__)
+
+
+# ---- what all mechanisms share --------------------------------------------------------------------------------------
+
+
+def test_own_value_of_a_section_wins_for_the_whole_pass():
+    given = {
+        "apply_to": "gradient",
+        "crystallization": {"enabled": True, "apply_to": "update"},
+        "fuzzy_learning_rates": {"enabled": True},
+    }
+    fuzzy, crystallization = bio_callbacks(given)
+    assert (fuzzy.apply_to, crystallization.apply_to) == (None, "update")
+    assert agree([fuzzy, crystallization]).apply_to == "update"
+    given["crystallization"]["enabled"] = False
+    (fuzzy,) = bio_callbacks(given)
+    assert fuzzy.apply_to == "gradient", "a section that is off has no say"
+
+
+def test_override_of_a_section_that_is_off_warns():
+    with pytest.warns(NoEffectWarning, match=r"crystallization\.floor: overridden, but crystallization is off"):
+        load_config("none", ["crystallization.floor=0.1"])
+    load_config("none", ["crystallization.enabled=false"])
+    load_config("none", ["crystallization.floor=0.1", "crystallization.enabled=true"])

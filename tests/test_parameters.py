@@ -71,6 +71,8 @@ def test_values_are_converted(given, kept):
         ({"names": 3}, "a list of strings"),
         ({"names": [3]}, "a list of strings"),
         ({"groups": "qk"}, "a list of lists of strings"),
+        ({"groups": ["q", "k"]}, "a list of lists of strings"),
+        ({"groups": 3}, "a list of lists of strings"),
         ({"table": ["a"]}, "a mapping from strings to lists of strings"),
     ],
 )

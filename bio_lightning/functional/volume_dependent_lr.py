@@ -56,5 +56,5 @@ def volume_dependent_lr(
     half = mean_abs(weight) if reference == "layer_mean" else torch.ones_like(mean_abs(weight))
     volume = ratio(size, size + half, at_zero=0.0)
     expected = torch.exp(-stability_factor * volume)
-    expected = expected / mean(expected) if normalize else base_lr * expected
+    expected = ratio(expected, mean(expected), at_zero=1.0) if normalize else base_lr * expected
     return (expected * (1.0 + lr_variability * noise.normal(weight))).abs()
