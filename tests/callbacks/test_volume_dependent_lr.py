@@ -7,7 +7,7 @@ import torch
 
 from bio_lightning import VolumeDependentLR
 from bio_lightning.functional import Noise, stream, volume_dependent_lr
-from tests.models import MLP, fit, make_model, weights_of
+from tests.models import MLP, OPTIMIZERS, fit, make_model, weights_of
 
 RULE = {"stability_factor": 3.0, "lr_variability": 0.5}
 
@@ -27,7 +27,7 @@ def step_factors(optimizer: str, callback: VolumeDependentLR, steps: int) -> lis
     for step in range(steps):
         plain = make_model("MLP", optimizer, double=True)
         plain.load_state_dict(path[step])
-        optimizer_alone = torch.optim.SGD(plain.parameters(), lr=0.1)
+        optimizer_alone = OPTIMIZERS[optimizer](plain.parameters())
         plain.training_step(plain.batches(steps)[step], step).backward()
         optimizer_alone.step()
         moved_plain = plain.net[2].weight.detach() - path[step]["net.2.weight"]
@@ -35,10 +35,11 @@ def step_factors(optimizer: str, callback: VolumeDependentLR, steps: int) -> lis
     return factors
 
 
-def test_factor_is_the_function_of_weight_and_step():
+@pytest.mark.parametrize("optimizer", ["sgd", "sgd_decay"])  # by gradient, by update
+def test_factor_is_the_function_of_the_weight_before_the_step(optimizer):
     callback = VolumeDependentLR(**RULE, seed=3)
     model = make_model("MLP", double=True)
-    factors = step_factors("sgd", callback, steps=2)
+    factors = step_factors(optimizer, callback, steps=2)
     noise = Noise(3, stream("volume_dependent_lr", "", "net.2.weight"), 0)
     expected = volume_dependent_lr(model.net[2].weight.detach(), noise, **RULE)
     seen = torch.isfinite(factors[0])
