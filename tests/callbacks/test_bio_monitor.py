@@ -248,6 +248,18 @@ def test_mechanism_outside_its_schedule_reports_what_it_keeps():
     assert_logged(recorder.bio[0][1], "plasticity", "net.0.weight", kept)
 
 
+def test_factor_of_a_neuron_counts_for_every_synapse():
+    callback = SynapticScaling(target=0.3)
+    _, recorder, _ = record([callback, BioMonitor()])
+    factors = {}
+    for name, synapses in callback.targets.items():
+        factors[name] = callback.session.store[name]["scaling"].unsqueeze(1).expand_as(synapses.weight)
+    factors["overall"] = torch.cat([factor.flatten() for factor in factors.values()])
+    for mechanism in (callback.name, "plasticity"):
+        for layer, factor in factors.items():
+            assert_logged(recorder.last, mechanism, layer, spread([factor]))
+
+
 def test_two_callbacks_of_a_class_share_the_overall_series():
     first, second = FuzzyLearningRates(include="net.0", nu=0.1), FuzzyLearningRates(include="net.2", nu=0.4)
     module, recorder, _ = record([first, second, BioMonitor()], steps=2)

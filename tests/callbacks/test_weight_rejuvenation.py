@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from scipy import stats
@@ -79,6 +81,19 @@ def test_events_fall_on_every_nth_step_and_touch_nothing_else():
         assert 0 < replaced < weights_of(plain)[name].numel() / 2
         assert changed == pytest.approx(replaced, abs=1)  # a new weight may equal the old one
     assert different(weights_of(plain), weights_of(bio)) == ["net.0.weight", "net.2.weight", "net.4.weight"]
+
+
+def test_events_are_counted_from_the_start_step_to_the_end_step():
+    rejuvenation = WeightRejuvenation(start_step=3, end_step=8, every_n_steps=2, dre=1e-6, include="net.2*")
+    totals = []
+
+    class Counting(Wide):
+        def on_train_batch_end(self, outputs, batch, batch_idx):
+            totals.append(int(rejuvenation.session.store["net.2.weight"]["replaced_total"]))
+
+    fit(make_model(Counting), [rejuvenation], steps=10)
+    grown = [step for step, (before, now) in enumerate(itertools.pairwise([0, *totals]), start=1) if now > before]
+    assert grown == [5, 7]
 
 
 def test_shrinkage_reaches_all_other_weights():
