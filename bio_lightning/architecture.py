@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
+import random
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -14,7 +17,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import fx, nn
 
 from bio_lightning.errors import BioConfigError, nearest_name
-from bio_lightning.synapses import is_norm, plain_name
+from bio_lightning.synapses import is_norm, named_modules, plain_name
 
 __all__ = ["Architecture", "Reader", "trace_architecture"]
 
@@ -77,19 +80,47 @@ def trace_architecture(
 
 
 def _traced(model: pl.LightningModule, layers: dict[str, nn.Module]) -> Architecture:
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        whole = _trace(model, "", layers)
-        if whole is not None:
-            return whole
-        if getattr(model, "example_input_array", None) is not None:
-            return _dry_run(model, layers)
-        parts = _trace_parts(model, "", layers)
-        if is_overridden("forward", model, pl.LightningModule):
-            parts.readers.clear()  # a forward that cannot be traced may use the parts in any way
+    """Trace a stand-in, since running a user's ``forward`` may leave marks on the model and move any random state."""
+    try:
+        stand_in = copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
+    except Exception:
+        return _with_ends(Architecture(order=list(layers)))
+    stand_in._trainer = model._trainer
+    modules = named_modules(stand_in)
+    with _random_state_kept(), torch.no_grad():
+        return _traced_here(stand_in, {name: modules[name] for name in layers})
+
+
+@contextlib.contextmanager
+def _random_state_kept() -> Iterator[None]:
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
+    arrays = sys.modules.get("numpy")  # what is not loaded has no random state
+    python, numbers = random.getstate(), arrays.random.get_state() if arrays else None
+    with torch.random.fork_rng(devices=list(devices)):
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            if arrays:
+                arrays.random.set_state(numbers)
+
+
+def _with_ends(flow: Architecture) -> Architecture:
+    flow.inputs, flow.outputs = set(flow.order[:1]), set(flow.order[-1:])
+    return flow
+
+
+def _traced_here(model: pl.LightningModule, layers: dict[str, nn.Module]) -> Architecture:
+    whole = _trace(model, "", layers)
+    if whole is not None:
+        return whole
+    if getattr(model, "example_input_array", None) is not None:
+        return _dry_run(model, layers)
+    parts = _trace_parts(model, "", layers)
+    if is_overridden("forward", model, pl.LightningModule):
+        parts.readers.clear()  # a forward that cannot be traced may use the parts in any way
     parts.order += [name for name in layers if name not in parts.order]
-    parts.inputs = set(parts.order[:1])
-    parts.outputs = set(parts.order[-1:])
-    return parts
+    return _with_ends(parts)
 
 
 # ---- fx -------------------------------------------------------------------------------------------------------------
@@ -293,5 +324,4 @@ def _dry_run(model: nn.Module, layers: dict[str, nn.Module]) -> Architecture:
         for module in training:
             module.training = True
     flow.order += [name for name in layers if name not in flow.order]
-    flow.inputs, flow.outputs = set(flow.order[:1]), set(flow.order[-1:])
-    return flow
+    return _with_ends(flow)

@@ -12,7 +12,7 @@ from torch.utils.hooks import RemovableHandle
 
 from bio_lightning.synapses import Synapses
 
-__all__ = ["FiringRates", "Side"]
+__all__ = ["FiringRates", "Gate", "RateCounter", "Side"]
 
 _DECAY = 0.99
 
@@ -25,29 +25,39 @@ def neuron_dim(synapses: Synapses) -> int:
     return -1 if synapses.kind == "linear" else 1 - len(synapses.shape)
 
 
-class _Counter:
-    """Forward hook that counts positive values per neuron, in training mode only.
+class Gate:
+    """Whether forwards count: those of a training step do."""
 
-    A class of its own rather than a closure, so that a model in training can be pickled and copied.
+    is_open = False
+
+
+class RateCounter:
+    """Forward hook that counts positive values per neuron, in the forwards of training steps that learn.
+
+    A layer in evaluation mode may learn, and a forward without gradients is none that learns: with activation
+    checkpointing the recomputation counts, and only that. A class of its own rather than a closure, so that a model in
+    training can be pickled and copied.
     """
 
-    def __init__(self, dim: int, of_input: bool) -> None:
-        self.dim, self.of_input = dim, of_input
+    def __init__(self, dim: int, of_input: bool, gate: Gate) -> None:
+        self.dim, self.of_input, self.gate = dim, of_input, gate
         self.positive: Tensor | None = None
         self.total = 0
 
     def __call__(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        if not module.training:
+        """Count one forward."""
+        if not (self.gate.is_open and torch.is_grad_enabled()):
             return
         value = inputs[0] if self.of_input else output[0] if isinstance(output, tuple) else output
         value = value.detach()
         others = [d for d in range(value.ndim) if d != self.dim % value.ndim]
         # float64 counts are exact integers: independent of how a batch is cut into micro-batches and ranks
         positive = (value > 0).sum(dim=others).to(torch.float64) if others else (value > 0).to(torch.float64)
-        self.positive = positive if self.positive is None else self.positive + positive
+        self.positive = positive if self.positive is None else self.positive.to(positive.device) + positive
         self.total += value.numel() // value.shape[self.dim]
 
     def clear(self) -> None:
+        """Start anew."""
         self.positive, self.total = None, 0
 
 
@@ -63,7 +73,8 @@ class FiringRates:
 
     def __init__(self, store: dict[str, dict[str, Tensor]]) -> None:
         self._store = store
-        self._counters: dict[tuple[str, Side], list[_Counter]] = {}
+        self.gate = Gate()
+        self._counters: dict[tuple[str, Side], list[RateCounter]] = {}
         self._handles: list[RemovableHandle] = []
 
     def watch(self, synapses: Synapses, side: Side, modules: Iterable[nn.Module]) -> None:
@@ -72,12 +83,17 @@ class FiringRates:
             return
         counters = self._counters[synapses.name, side] = []
         for module in modules:
-            counter = _Counter(neuron_dim(synapses), of_input=side == "pre_rate")
+            counter = RateCounter(neuron_dim(synapses), side == "pre_rate", self.gate)
             counters.append(counter)
             self._handles.append(module.register_forward_hook(counter))
         pending = self._store.get(synapses.name, {}).pop(f"{side}_count", None)
         if pending is not None and counters and not _distributed():
             counters[0].positive, counters[0].total = pending[:-1], int(pending[-1])
+
+    @property
+    def hooked(self) -> bool:
+        """Whether any hook is on the model."""
+        return bool(self._handles)
 
     def pending(self, name: str) -> dict[str, Tensor]:
         """Counts of forwards whose optimizer step is still to come, by key: what a checkpoint between steps lacks."""
@@ -96,10 +112,10 @@ class FiringRates:
             for counter in counters:
                 counter.clear()
 
-    def discard(self) -> None:
-        """Forget the counts of a step that did not happen."""
-        for counters in self._counters.values():
-            for counter in counters:
+    def discard(self, names: set[str]) -> None:
+        """Forget the counts of layers whose step does not happen."""
+        for (name, _side), counters in self._counters.items():
+            for counter in counters if name in names else ():
                 counter.clear()
 
     def remove(self) -> None:
@@ -110,9 +126,10 @@ class FiringRates:
             handle.remove()
         self._handles.clear()
         self._counters.clear()
+        self.gate.is_open = False
 
 
-def _total(counters: list[_Counter]) -> Tensor | None:
+def _total(counters: list[RateCounter]) -> Tensor | None:
     """Positive counts of all sites of a layer with the number of observations appended."""
     seen = [counter for counter in counters if counter.positive is not None]
     if not seen:

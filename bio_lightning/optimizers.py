@@ -41,14 +41,14 @@ class Owners:
 
     def __init__(self, optimizers: Sequence[Optimizer]) -> None:
         self.optimizers = list(optimizers)
-        self._sizes: list[int] = []
+        self._groups: list[tuple[int, int]] = []
         self._by_id: dict[int, Owner] = {}
 
     def find(self, parameter: nn.Parameter) -> Owner | None:
         """Owner of a parameter, None where no optimizer has it."""
-        sizes = [len(group["params"]) for optimizer in self.optimizers for group in optimizer.param_groups]
-        if sizes != self._sizes:  # groups grow during a run when layers are unfrozen
-            self._sizes = sizes
+        groups = [(id(g), len(g["params"])) for optimizer in self.optimizers for g in optimizer.param_groups]
+        if groups != self._groups:  # groups grow when layers are unfrozen, and are new after a restore
+            self._groups = groups
             self._by_id = {
                 id(member): Owner(index, optimizer, group)
                 for index, optimizer in enumerate(self.optimizers)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import lightning.pytorch as pl
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -21,8 +22,8 @@ from bio_lightning.architecture import Architecture, trace_architecture
 from bio_lightning.firing_rates import FiringRates
 from bio_lightning.optimizers import Owner, Owners, apply_to_for, splits_gradient
 from bio_lightning.plasticity import Plasticity, Store
-from bio_lightning.settings import Settings, agree, refuse_scaled_gradients, refuse_unsupported
-from bio_lightning.synapses import NEURON_KINDS, Synapses, find_synapses, named_modules
+from bio_lightning.settings import Settings, agree, refuse_scaled_gradients, refuse_shared_weights, refuse_unsupported
+from bio_lightning.synapses import NEURON_KINDS, Synapses, find_synapses, named_modules, recompile_for_hooks
 
 if TYPE_CHECKING:
     from bio_lightning.callbacks.base import BioCallback
@@ -70,8 +71,9 @@ class Session:
     def join(cls, pl_module: pl.LightningModule, callbacks: Sequence[BioCallback]) -> Session:
         """The session of these callbacks on this module: the one of an earlier ``fit``, or a new one."""
         session = _SESSIONS.get(pl_module)
-        if session is None or session.callbacks != list(callbacks):
+        if session is None or set(session.mechanisms) != {c for c in callbacks if c.is_mechanism}:
             session = _SESSIONS[pl_module] = cls(pl_module, callbacks)
+        session.callbacks = list(callbacks)
         return session
 
     @classmethod
@@ -109,6 +111,7 @@ class Session:
         self.settings = agree(self.mechanisms)
         refuse_unsupported(trainer, self.settings, self.callbacks)
         self._find_synapses()
+        refuse_shared_weights(trainer.optimizers, [s for n, s in self.synapses.items() if self._acting[n]])
         for mechanism in self.mechanisms:
             mechanism.adopt(self)
         self._continue_counting()
@@ -117,9 +120,10 @@ class Session:
                 for synapses in mechanism.targets.values():
                     getattr(mechanism, phase)(self, synapses)
         for optimizer in self._owners.optimizers:
-            self._handles.append(optimizer.register_step_pre_hook(self._before_step))
             self._handles.append(optimizer.register_step_post_hook(self._after_step))
         self._watch_rates()
+        if self.rates.hooked:
+            recompile_for_hooks(self.module)
 
     def ready(self) -> None:
         """``on_train_start``, after every restore: place the state on its weights' devices and check it."""
@@ -140,6 +144,8 @@ class Session:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        if self.rates.hooked:
+            recompile_for_hooks(self.module)
         self.rates.remove()
         self.plasticity.release()
         self._owner_index = {n: owner.index for n, s in self.synapses.items() if (owner := self.owner(s.weight))}
@@ -167,6 +173,8 @@ class Session:
         restored = [m.restored_steps for m in self.mechanisms if m.restored_steps]
         if restored:
             self.steps = list(restored[0])
+        for mechanism in self.mechanisms:
+            mechanism.restored_steps = []
         if len(self.steps) != len(self._owners.optimizers):
             self.steps = [0] * len(self._owners.optimizers)
 
@@ -211,14 +219,17 @@ class Session:
     def batch_start(self) -> None:
         """``on_train_batch_start``: a pass whose optimizer never stepped is forgotten."""
         self._passed.clear()
+        self.rates.gate.is_open = True
 
     def after_backward(self, trainer: pl.Trainer) -> None:
         """``on_after_backward``: the pass, in the micro-batch that completes the accumulation.
 
         Elsewhere the pass has to wait for ``on_before_optimizer_step``: in manual optimization nobody knows here whose
-        step follows, and with a gradient scaler the gradients are scaled and the step may be skipped.
+        step follows, with a gradient scaler the gradients are scaled and the step may be skipped, and an
+        ``optimizer_step`` of the user's may skip it, too.
         """
-        if self.module.automatic_optimization and _scaler(trainer) is None and not _accumulating(trainer):
+        waits = _scaler(trainer) is not None or is_overridden("optimizer_step", self.module, pl.LightningModule)
+        if self.module.automatic_optimization and not waits and not _accumulating(trainer):
             self.run_pass(trainer, self._owners.optimizers[0])
 
     def before_optimizer_step(self, trainer: pl.Trainer, optimizer: Optimizer) -> None:
@@ -227,6 +238,7 @@ class Session:
         if scaler is not None and _unscales_itself(optimizer):
             refuse_scaled_gradients(self.mechanisms, optimizer)
         elif scaler is not None and any(bool(found) for found in scaler._found_inf_per_device(optimizer).values()):
+            self.rates.discard({s.name for s, _owner in self._owned(self._owners.optimizers.index(optimizer))})
             return  # the step will be skipped
         self.run_pass(trainer, optimizer)
 
@@ -246,16 +258,12 @@ class Session:
                 if mechanism.active(step) and mechanism.due(step):
                     mechanism.observe(self, synapses, grad, step)
             mode = apply_to_for(self.settings.apply_to, owner)
+            if mode == "update" and self._scaled(synapses, step):
+                self.plasticity.snapshot(synapses)
             if mode == "gradient":
                 self.plasticity.scale_gradient(synapses, self._acting[synapses.name], step)
             if synapses.gamma > 1 and splits_gradient(owner, mode):
                 grad.div_(synapses.gamma)
-
-    def _before_step(self, optimizer: Optimizer, *_: Any) -> None:
-        """Optimizer pre-hook. In automatic optimization it fires before forward and backward."""
-        index = self._owners.optimizers.index(optimizer)
-        for synapses, _owner in self._owned(index, mode="update"):
-            self.plasticity.snapshot(synapses)
 
     def _after_step(self, optimizer: Optimizer, *_: Any) -> None:
         """Optimizer post-hook: the step happened (a fused optimizer says itself when it did not)."""
@@ -280,8 +288,7 @@ class Session:
     def batch_end(self, trainer: pl.Trainer) -> None:
         """``on_train_batch_end``: rejuvenation, then Dale's principle, where the owning optimizer stepped."""
         self.stepped = bool(self._stepped)
-        if not self._stepped and not (self.module.automatic_optimization and _accumulating(trainer)):
-            self.rates.discard()
+        self.rates.gate.is_open = False
         for mechanism in self.mechanisms:
             for index, before in self._stepped.items():
                 completed = range(before + 1, self.steps[index] + 1)
@@ -308,10 +315,14 @@ class Session:
             owner = self.owner(synapses.weight)
             if owner is None or owner.index != index:
                 continue
-            scaled = synapses.gamma > 1 or any(m.scales_learning and m.active(self.steps[index]) for m in acting)
+            scaled = self._scaled(synapses, self.steps[index])
             if mode is None or (scaled and apply_to_for(self.settings.apply_to, owner) == mode):
                 found.append((synapses, owner))
         return found
+
+    def _scaled(self, synapses: Synapses, step: int) -> bool:
+        """Whether the step of a weight differs from what its optimizer alone would do."""
+        return synapses.gamma > 1 or any(m.scales_learning and m.active(step) for m in self._acting[synapses.name])
 
     def step_of(self, synapses: Synapses) -> int:
         """Steps done by the optimizer that owns a weight; 0 where none does."""

@@ -14,12 +14,13 @@ from torch.optim import Optimizer
 
 from bio_lightning.errors import NoEffectWarning
 from bio_lightning.optimizers import ApplyTo
+from bio_lightning.synapses import Synapses
 
 if TYPE_CHECKING:
     from bio_lightning.callbacks.base import BioCallback
     from bio_lightning.callbacks.mechanism import Mechanism
 
-__all__ = ["Settings", "agree", "refuse_scaled_gradients", "refuse_unsupported"]
+__all__ = ["Settings", "agree", "refuse_scaled_gradients", "refuse_shared_weights", "refuse_unsupported"]
 
 _SHARDING = ("FSDP", "ModelParallel", "DeepSpeed", "XLA")
 
@@ -87,6 +88,20 @@ def refuse_unsupported(trainer: pl.Trainer, settings: Settings, callbacks: Seque
             f"apply_to='gradient': {name} divides a constant factor away; use 'auto' or 'update'",
             category=NoEffectWarning,
         )
+
+
+def refuse_shared_weights(optimizers: Sequence[Optimizer], synapses: Sequence[Synapses]) -> None:
+    """Two optimizers that move one weight: whose step would its multiplier scale?
+
+    Raises:
+        MisconfigurationException: Naming the weight.
+    """
+    members = [{id(p) for group in optimizer.param_groups for p in group["params"]} for optimizer in optimizers]
+    for tensor in synapses:
+        if sum(id(tensor.weight) in parameters for parameters in members) > 1:
+            raise MisconfigurationException(
+                f"{tensor.name} belongs to several optimizers; give it to one, or exclude it from the mechanisms"
+            )
 
 
 def refuse_scaled_gradients(mechanisms: Sequence[Mechanism], optimizer: Optimizer) -> None:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
+from bio_lightning.firing_rates import RateCounter
 from bio_lightning.functional.weight_splitting import sum_groups
 
 __all__ = ["ACTIVATIONS", "Activation", "GroupSum", "SplitLayer", "fold", "group_outputs", "split_layer"]
@@ -152,6 +153,9 @@ def fold(module: nn.Module) -> nn.Module:
         (<class 'torch.nn.modules.linear.Linear'>, torch.Size([4, 3]), 0)
     """
     module = copy.deepcopy(module)
+    for part in module.modules():
+        for key in [key for key, hook in part._forward_hooks.items() if isinstance(hook, RateCounter)]:
+            del part._forward_hooks[key]  # the model is in training
     if group_hook(module) is not None:
         module = _fold_groups(module)
     replaced: dict[nn.Module, nn.Module] = {}

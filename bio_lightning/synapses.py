@@ -23,6 +23,7 @@ __all__ = [
     "is_norm",
     "named_modules",
     "plain_name",
+    "recompile_for_hooks",
     "select",
 ]
 
@@ -45,6 +46,12 @@ def plain_name(name: str) -> str:
 def named_modules(model: nn.Module) -> dict[str, nn.Module]:
     """All modules of a model by :func:`plain_name`; for a compiled one the module inside."""
     return {plain_name(name): module for name, module in model.named_modules()}
+
+
+def recompile_for_hooks(model: nn.Module) -> None:
+    """Make compiled code see that forward hooks have come or gone; it does not look by itself."""
+    if any(hasattr(m, "_orig_mod") or m._compiled_call_impl is not None for m in model.modules()):
+        torch.compiler.reset()
 
 
 @dataclasses.dataclass(eq=False)
@@ -70,7 +77,7 @@ class Synapses:
     @property
     def weight(self) -> nn.Parameter:
         """The parameter as the optimizer sees it: with leading axis ``gamma`` where the layer is split."""
-        parameter = self.module._parameters[self.attribute]
+        parameter = self.module._parameters.get(self.attribute)
         if parameter is None:
             raise RuntimeError(f"{self.name}: the parameter was removed from its layer during training")
         return parameter
@@ -84,6 +91,12 @@ class Synapses:
     def gamma(self) -> int:
         """Synapses per connection: 1 unless the layer is split."""
         return int(getattr(self.module, "synapses_per_connection", 1))
+
+    @property
+    def padding_row(self) -> int | None:
+        """Row of an embedding's padding token, a constant zero and no synapse."""
+        rows = (getattr(site.module, "padding_idx", None) for site in (self, *self.sites))
+        return next((row for row in rows if row is not None), None)
 
     @property
     def shape(self) -> torch.Size:
@@ -165,7 +178,9 @@ def find_synapses(model: nn.Module) -> tuple[dict[str, Synapses], dict[str, str]
             parameter = module._parameters.get(attribute)
             if isinstance(parameter, nn.parameter.UninitializedParameter):
                 raise RuntimeError(f"{name}: the lazy layer has no weights yet; run one forward pass before fitting")
-            if parameter is not None and getattr(module, "sparse", False):
+            if parameter is not None and parameter.numel() == 0:
+                unusable[name] = "it has no weights"
+            elif parameter is not None and getattr(module, "sparse", False):
                 unusable[name] = "its gradients are sparse (sparse=True)"
             elif parameter is not None:
                 sites.setdefault(id(parameter), []).append(Synapses(name, module, module_name, attribute, kind))

@@ -39,8 +39,12 @@ class BioCallback(pl.Callback):
         return self._session
 
     def __getstate__(self) -> dict[str, Any]:
-        # a session holds hooks and weak references, and belongs to one process
-        return {**self.__dict__, "_session": None, "_restored": self.state_dict()}
+        # a copy is a callback that has not been used: a session belongs to one model and one process
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.__post_init__()
 
     # ---- Lightning's hooks: the leader runs the session, and afterwards each callback may look ----------------------
 
@@ -66,7 +70,7 @@ class BioCallback(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Remember that the weights are not fresh, even where the checkpoint holds no state of ours."""
-        if trainer.state.fn == TrainerFn.FITTING:
+        if trainer.state.fn == TrainerFn.FITTING and checkpoint["global_step"] > 0:  # 0: a tuner's, before training
             self.session.resumed = True
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -107,10 +111,20 @@ class BioCallback(pl.Callback):
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Remove all hooks from the model."""
-        if self._session is not None and self._leads():
-            self.session.end()
+        if stage == "fit":
+            self._end()
+        self._let_go()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Remove all hooks from the model; ``teardown`` is not called after an exception."""
+        self._end()
+        self._let_go()
+
+    def _end(self) -> None:
         if self._session is not None and self._leads():
             self.session.end()
+
+    def _let_go(self) -> None:
+        """Drop what Lightning binds to the model, which the session must not keep alive."""
+        for bound in ("log", "log_dict"):
+            self.__dict__.pop(bound, None)

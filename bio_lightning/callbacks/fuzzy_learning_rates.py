@@ -65,6 +65,10 @@ class FuzzyLearningRates(PlasticityMechanism):
         """``activity`` needs neurons."""
         return NEURON_KINDS if self.distribution == "activity" else ALL_KINDS
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._drawn_later: set[str] = set()  # weights whose base is no function of the seed alone
+
     def start(self, session: Session, synapses: Synapses) -> None:
         """Draw the base factors."""
         tensors = session.store.setdefault(synapses.name, {})
@@ -77,6 +81,7 @@ class FuzzyLearningRates(PlasticityMechanism):
         if self.distribution in _REFRESHED and age > 0 and age % self.update_every == 0:
             base = session.store[synapses.name]["base"]
             base.copy_(self._draw(session, synapses, step))
+            self._drawn_later.add(synapses.name)
 
     def factor(self, session: Session, synapses: Synapses, weight: Tensor, step: int) -> Tensor:
         """The base factor; for ``temporal`` what is left of it at this age."""
@@ -91,6 +96,7 @@ class FuzzyLearningRates(PlasticityMechanism):
         """New synapses draw anew; the layer's mean stays 1."""
         base = session.store[synapses.name]["base"]
         mixed = torch.where(mask, self._draw(session, synapses, step), base.to(torch.float32))
+        self._drawn_later.add(synapses.name)
         base.copy_(mixed if self.distribution == "temporal" else functional.normalize_multipliers(mixed))
 
     def adopt(self, session: Session) -> None:
@@ -99,13 +105,13 @@ class FuzzyLearningRates(PlasticityMechanism):
         if any(saved[key] != value for key, value in self.arguments().items() if key in _DRAWN_WITH and key in saved):
             for tensors in self._restored["weights"].values():
                 tensors.pop("base", None)
+        self._drawn_later |= {n for n, tensors in self._restored.get("weights", {}).items() if "base" in tensors}
         super().adopt(session)
 
     def saved_keys(self, name: str) -> tuple[str, ...]:
         """A base that is a function of the seed alone need not be saved."""
-        acting = self.session.acting(self.targets[name])
-        static = self.distribution not in _REFRESHED and not any(m.replaces_synapses for m in acting)
-        return () if static else super().saved_keys(name)
+        later = name in self._drawn_later or self.distribution in _REFRESHED
+        return super().saved_keys(name) if later else ()
 
     def _draw(self, session: Session, synapses: Synapses, step: int) -> Tensor:
         noise = self.noise(synapses.name, step)

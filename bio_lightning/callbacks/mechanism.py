@@ -48,8 +48,6 @@ class Mechanism(BioCallback):
     stored: ClassVar[tuple[str, ...]] = ()
     #: Whether :meth:`factor` is kept from step to step, and so part of ``multipliers``.
     keeps_multiplier: ClassVar[bool] = False
-    #: Whether it grows new synapses, which then call :meth:`renew`.
-    replaces_synapses: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -200,6 +198,11 @@ class ScheduledMechanism(Mechanism):
     start_step: int = number(0, ge=0)
     end_step: int | None = number(None, ge=0)
     every_n_steps: int = number(1, ge=1)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        ends = self.end_step is None or self.end_step == 0 or self.end_step > self.start_step
+        require(ends, "end_step", self.end_step, f"null, 0 (never acts), or more than start_step ({self.start_step})")
 
     def active(self, step: int) -> bool:
         """Whether ``step`` (counted from 0) lies in [start_step, end_step)."""

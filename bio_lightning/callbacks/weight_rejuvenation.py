@@ -52,7 +52,6 @@ class WeightRejuvenation(ScheduledMechanism):
     name: ClassVar[str] = "weight_rejuvenation"
     order: ClassVar[int] = 50
     stored: ClassVar[tuple[str, ...]] = ("initial_std", "quantiles", "replaced", "replaced_total")
-    replaces_synapses: ClassVar[bool] = True
 
     every_n_steps: int = number(100, ge=1)
     select: Literal["magnitude", "activity"] = "magnitude"
@@ -125,7 +124,7 @@ class WeightRejuvenation(ScheduledMechanism):
             table=tensors["quantiles"],
             signs=session.signs(synapses, step - 1),
         )
-        padding = getattr(synapses.module, "padding_idx", None)
+        padding = synapses.padding_row
         if padding is not None:
             new[padding], replaced[padding] = weight[padding], False
         weight.copy_(new)
@@ -229,7 +228,7 @@ class WeightRejuvenation(ScheduledMechanism):
 def _without_padding(synapses: Synapses) -> Tensor:
     """The weights without an embedding's row for padding, which is no synapse but a constant zero."""
     weight = synapses.weight.detach()
-    padding = getattr(synapses.module, "padding_idx", None)
+    padding = synapses.padding_row
     return weight if padding is None else torch.cat([weight[:padding], weight[padding + 1 :]])
 
 

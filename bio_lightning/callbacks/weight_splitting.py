@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal
 import lightning.pytorch as pl
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import StochasticWeightAveraging
 from torch import nn
 
 from bio_lightning import functional
@@ -19,7 +20,7 @@ from bio_lightning.parameters import number
 from bio_lightning.session import Session
 from bio_lightning.settings import agree
 from bio_lightning.split_layers import Activation, SplitLayer, group_hook, group_outputs, split_layer
-from bio_lightning.synapses import Kind, Synapses, find_synapses, named_modules, select
+from bio_lightning.synapses import Kind, Synapses, find_synapses, named_modules, recompile_for_hooks, select
 
 __all__ = ["WeightSplitting"]
 
@@ -58,6 +59,7 @@ class WeightSplitting(Mechanism):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._order = self.forward_order
+        self._just_split: set[str] = set()
         require(
             self.activation is None or self.mode == "grouped", "activation", self.activation, "null with mode: synapses"
         )
@@ -72,18 +74,32 @@ class WeightSplitting(Mechanism):
             )
         listed: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined] # set by Lightning's connector
         self._order = agree([c for c in listed if isinstance(c, Mechanism)]).forward_order
+        if any(isinstance(callback, StochasticWeightAveraging) for callback in listed):
+            raise MisconfigurationException(
+                "WeightSplitting cannot work with StochasticWeightAveraging, which copies the model before it is split;"
+                " use EMAWeightAveraging behind it in the list"
+            )
         own = pl_module.__dict__.get("configure_model")
         original = pl_module.configure_model
 
-        def configure_model_then_split() -> None:
-            if own is None:
-                pl_module.__dict__.pop("configure_model", None)
-            else:
+        def unwrap() -> None:
+            pl_module.__dict__.pop("configure_model", None)
+            if own is not None:
                 pl_module.__dict__["configure_model"] = own
+
+        def configure_model_then_split() -> None:
+            unwrap()
             original()
             self.split(pl_module)
 
         pl_module.__dict__["configure_model"] = configure_model_then_split
+        self._unwrap = unwrap
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Leave no wrapper behind where the exception came before ``configure_model``."""
+        super().on_exception(trainer, pl_module, exception)
+        if getattr(pl_module.__dict__.get("configure_model"), "__name__", "") == "configure_model_then_split":
+            self._unwrap()
 
     def choose_targets(self, session: Session) -> None:
         """The split layers."""
@@ -94,16 +110,21 @@ class WeightSplitting(Mechanism):
         """Split the selected layers of a module in place; layers that are split already stay as they are."""
         if self.gamma == 1:
             return
-        for synapses in self._selected(find_synapses(module)[0], module)[0]:
+        chosen = self._selected(find_synapses(module)[0], module)[0]
+        for synapses in chosen:
+            self._check_one(synapses)
+        for synapses in chosen:
             self._split_one(synapses)
+        recompile_for_hooks(module)
 
     @torch.no_grad()
     def initialize(self, session: Session, synapses: Synapses) -> None:
         """On a fresh start give the synapses of a connection unequal shares."""
         tensors = session.store.setdefault(synapses.name, {})
-        if "gamma" not in tensors and synapses.gamma > 1 and not session.resumed:
+        if synapses.name in self._just_split and not session.resumed:
             weight = synapses.weight
             weight.copy_(functional.split_weights(weight.sum(dim=0), self.gamma, self.noise(synapses.name, 0)))
+        self._just_split.discard(synapses.name)
         tensors["gamma"] = torch.tensor(self.gamma)
 
     @staticmethod
@@ -159,25 +180,27 @@ class WeightSplitting(Mechanism):
             raise BioConfigError(f"{self.name}.include", self.include, allowed)
         return kept, [*skipped, *dict.fromkeys(shared)]
 
+    def _check_one(self, synapses: Synapses) -> None:
+        """Whether a layer can be split as the settings say."""
+        layer, units = synapses.module, synapses.postsynaptic_neurons
+        hook = group_hook(layer)
+        if self.mode == "synapses" and isinstance(layer, SplitLayer):
+            self._agree(synapses, layer.synapses_per_connection)
+        elif self.mode == "grouped" and hook is not None:
+            self._agree(synapses, hook.gamma)
+        elif self.mode == "grouped" and units % self.gamma:
+            allowed = f"a divisor of the {units} units of {synapses.module_name}, or exclude that layer"
+            raise BioConfigError(f"{self.name}.gamma", self.gamma, allowed)
+
     def _split_one(self, synapses: Synapses) -> None:
         layer = synapses.module
-        if self.mode == "synapses":
-            if isinstance(layer, SplitLayer):
-                self._agree(synapses, layer.synapses_per_connection)
-                return
+        if self.mode == "grouped" and group_hook(layer) is None:
+            group_outputs(layer, self.gamma, self.activation)
+        elif self.mode == "synapses" and not isinstance(layer, SplitLayer):
+            self._just_split.add(synapses.name)
             for site in synapses.sites:
                 split_layer(site.module, self.gamma)
                 site.module._parameters["weight"] = layer._parameters["weight"]  # tied layers stay tied
-            return
-        hook = group_hook(layer)
-        if hook is not None:
-            self._agree(synapses, hook.gamma)
-            return
-        units = synapses.postsynaptic_neurons
-        if units % self.gamma:
-            allowed = f"a divisor of the {units} units of {synapses.module_name}, or exclude that layer"
-            raise BioConfigError(f"{self.name}.gamma", self.gamma, allowed)
-        group_outputs(layer, self.gamma, self.activation)
 
     def _agree(self, synapses: Synapses, gamma: int) -> None:
         if gamma != self.gamma:
