@@ -28,8 +28,9 @@ def multipliers(pl_module: nn.Module) -> dict[str, Tensor]:
     found = {}
     for name, synapses in session.synapses.items():
         step = session.step_of(synapses)
-        weight = synapses.weight
-        factor = session.plasticity.factor(synapses, session.acting(synapses), weight, step, stored_only=True)
+        kept = [m.part(session, synapses, step) for m in session.acting(synapses) if m.keeps_multiplier]
+        weight = synapses.weight.detach()
+        factor = session.plasticity.factor([part for part in kept if part is not None], weight)
         if factor is not None:
             found[name] = factor.detach().clone()
     return found

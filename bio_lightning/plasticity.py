@@ -6,100 +6,242 @@ so that one may read or reset what another wrote (a rejuvenated synapse loses it
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
-from bio_lightning.functional._layer import computing_dtype
+from bio_lightning.functional._layer import computing_dtype, mean
+from bio_lightning.functional.noise import Noise
+from bio_lightning.kernels import Block, Data, Form, Mode, Rule, run
+from bio_lightning.layout import Layout
 from bio_lightning.synapses import Synapses
 
 if TYPE_CHECKING:
-    from bio_lightning.callbacks.mechanism import Mechanism
-    from bio_lightning.session import Session
+    pass
 
-__all__ = ["Plasticity", "Store"]
+__all__ = ["Part", "Plasticity", "Store", "Work", "share_of_step"]
 
 #: Tensors by weight name, then by key.
 Store = dict[str, dict[str, Tensor]]
 
+#: Layers up to this size are laid side by side, where their shapes are equal: a call costs more than their maths.
+SMALL = 1 << 14
 
-class Plasticity:
-    """The pass over gradients or updates.
+
+class Part(NamedTuple):
+    """What one mechanism adds to the pass over one weight tensor.
 
     Args:
-        session: Whose store and step counters count.
+        form: Its rules.
+        state: Its stored tensor, in the shape of the weight.
+        noise: Its draw.
+        operands: Further tensors, broadcastable to the weight.
     """
 
-    def __init__(self, session: Session) -> None:
-        self._session = session
-        self._snapshots: dict[str, Tensor] = {}
+    form: Form
+    state: Tensor | None = None
+    noise: Noise | None = None
+    operands: tuple[Tensor, ...] = ()
 
-    def factor(
-        self,
-        synapses: Synapses,
-        mechanisms: Iterable[Mechanism],
-        weight: Tensor,
-        step: int,
-        *,
-        stored_only: bool = False,
-    ) -> Tensor | None:
-        """Product of what the mechanisms do to a weight's learning rate at a step; None when none acts.
+
+class Work(NamedTuple):
+    """One weight tensor in a pass, with what the mechanisms do to it."""
+
+    synapses: Synapses
+    parts: tuple[Part, ...]
+
+    def during(self, mode: Mode) -> Work:
+        """What is left of it in a mode."""
+        parts = (part._replace(form=part.form.during(mode)) for part in self.parts)
+        return self._replace(parts=tuple(part for part in parts if any(rule is not None for rule in part.form)))
+
+
+class Plasticity:
+    """The pass over all weights of a LightningModule.
+
+    Args:
+        compiled: Whether passes are compiled.
+    """
+
+    def __init__(self, compiled: bool = False) -> None:
+        self.compiled = compiled
+        self._snapshots: dict[str, Tensor] = {}
+        self._layouts: dict[str, Layout] = {}
+
+    @torch.no_grad()
+    def run(self, mode: Mode, works: Iterable[Work]) -> None:
+        """The pass of one step, see :data:`~bio_lightning.kernels.Mode`; small layers of one shape together."""
+        alike: dict[tuple[object, ...], list[Work]] = {}
+        for whole in works:
+            work = whole.during(mode)
+            if mode != "before" and not work.parts:
+                continue
+            weight = work.synapses.weight
+            layout = self._layout(work.synapses)
+            if weight.numel() > SMALL:
+                self._run_one(mode, work, layout)
+            else:
+                forms = tuple(part.form for part in work.parts)
+                key = (layout.key, weight.dtype, weight.device, forms)
+                alike.setdefault(key, []).append(work)
+        for group in alike.values():
+            layout = self._layout(group[0].synapses)
+            if len(group) == 1:
+                self._run_one(mode, group[0], layout)
+            else:
+                self._run_side_by_side(mode, group, layout)
+
+    def factor(self, parts: Sequence[Part], weight: Tensor) -> Tensor | None:
+        """Product of what the mechanisms do to a weight's learning rate; None when none acts.
 
         Args:
-            synapses: Which weight tensor.
-            mechanisms: Those that act on it, in the library's order.
+            parts: What the mechanisms do, in the library's order.
             weight: Its values before the optimizer step.
-            step: Number of optimizer steps done so far.
-            stored_only: Leave out what is drawn anew each step.
         """
         product: Tensor | None = None
-        for mechanism in mechanisms:
-            if stored_only and not mechanism.keeps_multiplier:
+        average = None
+        for part in parts:
+            rule = part.form.factor
+            if rule is None:
                 continue
-            if stored_only or mechanism.active(step):
-                part = mechanism.factor(self._session, synapses, weight, step)
-                if part is not None:
-                    product = part if product is None else product * part
+            if average is None and any(r is not None and r.reads_average for r in (rule, part.form.normalizer)):
+                average = mean(weight.abs())
+            draw = None if part.noise is None else part.noise.at(Layout.logical_index(weight))
+            state = None if part.state is None else part.state.to(computing_dtype(part.state))
+            block = Block(weight, None, average, None, state, draw, part.operands)
+            if part.form.normalizer is not None:
+                block = block._replace(gain=mean(part.form.normalizer(block)).reciprocal())
+            factor = rule(block)
+            product = factor if product is None else product * factor
         return product
-
-    @torch.no_grad()
-    def scale_gradient(self, synapses: Synapses, mechanisms: Iterable[Mechanism], step: int) -> None:
-        """Multiply the gradient by the factor."""
-        weight = synapses.weight
-        factor = self.factor(synapses, mechanisms, weight, step)
-        assert weight.grad is not None  # noqa: S101 - the caller passes only weights with a gradient
-        if factor is not None:
-            weight.grad.mul_(factor)
-
-    @torch.no_grad()
-    def snapshot(self, synapses: Synapses) -> None:
-        """Remember a weight before the optimizer moves it."""
-        weight = synapses.weight
-        held = self._snapshots.get(synapses.name)
-        if held is None or held.shape != weight.shape or held.device != weight.device or held.dtype != weight.dtype:
-            held = self._snapshots[synapses.name] = torch.empty_like(weight)
-        held.copy_(weight)
-
-    @torch.no_grad()
-    def scale_update(self, synapses: Synapses, mechanisms: Iterable[Mechanism], step: int, share: float) -> None:
-        """Let the weight move by factor times what the optimizer moved it: w - (1 - m) (w - w_old), exact for m = 1.
-
-        Args:
-            synapses: Which weight tensor.
-            mechanisms: Those that act on it.
-            step: Number of optimizer steps done before this one.
-            share: Share of one synapse in its connection's step.
-        """
-        weight, before = synapses.weight, self._snapshots[synapses.name]
-        factor = self.factor(synapses, mechanisms, before, step)
-        if factor is None and share == 1:
-            return
-        dtype = computing_dtype(weight)
-        factor = torch.ones((), dtype=dtype, device=weight.device) if factor is None else factor.to(dtype)
-        weight.sub_((weight - before) * (1.0 - factor * share))
 
     def release(self) -> None:
         """Free the snapshots."""
         self._snapshots.clear()
+        self._layouts.clear()
+
+    # ---- one matrix -------------------------------------------------------------------------------------------------
+
+    def _layout(self, synapses: Synapses) -> Layout:
+        weight = synapses.weight
+        layout = self._layouts.get(synapses.name)
+        if layout is None or not layout.fits(weight):
+            layout = self._layouts[synapses.name] = Layout(weight, leading=2 if synapses.gamma > 1 else 1)
+        return layout
+
+    def _other(self, mode: Mode, synapses: Synapses) -> Tensor | None:
+        """Gradient or snapshot."""
+        weight = synapses.weight
+        if mode == "gradient":
+            return weight.grad
+        held = self._snapshots.get(synapses.name)
+        if mode == "before" and (held is None or not Layout.alike(held, weight)):
+            held = self._snapshots[synapses.name] = torch.empty_like(weight, requires_grad=False)
+        return held
+
+    @staticmethod
+    def _data(part: Part, layout: Layout) -> Data:
+        return Data(
+            None if part.state is None else layout.matrix(part.state),
+            None if part.noise is None else part.noise.keys(),
+            None,
+            tuple(layout.operand(operand) for operand in part.operands),
+        )
+
+    def _run_one(self, mode: Mode, work: Work, layout: Layout) -> None:
+        weight = work.synapses.weight.detach()
+        other = self._other(mode, work.synapses)
+        data = [self._data(part, layout) for part in work.parts]
+        matrix = layout.matrix(weight)
+        beside = None if other is None else layout.matrix(other)
+        grad = weight_grad(work.synapses, mode)
+        run(
+            tuple(part.form for part in work.parts),
+            mode,
+            matrix,
+            beside,
+            layout.index,
+            data,
+            grad=None if grad is None else layout.matrix(grad),
+            compiled=self.compiled,
+        )
+        for tensor, result in ((weight, matrix), (other, beside), *zip(_states(work), _matrices(data), strict=True)):
+            if tensor is not None and result is not None:
+                layout.write_back(tensor, result)
+
+    def _run_side_by_side(self, mode: Mode, works: list[Work], layout: Layout) -> None:
+        """Layers of one shape as the rows of one matrix."""
+        weights = [work.synapses.weight.detach() for work in works]
+        others = [self._other(mode, work.synapses) for work in works]
+        grads = [weight_grad(work.synapses, mode) for work in works]
+        data = [self._stacked(parts, layout) for parts in zip(*(work.parts for work in works), strict=True)]
+        matrix = layout.stack(weights)
+        other = layout.stack(others) if others[0] is not None else None
+        run(
+            tuple(part.form for part in works[0].parts),
+            mode,
+            matrix,
+            other,
+            (torch.zeros(len(works), dtype=torch.int32, device=matrix.device), layout.flat_index),
+            data,
+            grad=layout.stack(grads) if grads[0] is not None else None,
+            layer_per_row=True,
+            compiled=self.compiled,
+        )
+        if mode == "after":
+            layout.scatter(matrix, weights)
+            return
+        if other is not None:
+            layout.scatter(other, others)
+        for place, part in enumerate(data):
+            if part.state is not None and works[0].parts[place].form.observe is not None:
+                layout.scatter(part.state, [work.parts[place].state for work in works])
+
+    @staticmethod
+    def _stacked(parts: Sequence[Part], layout: Layout) -> Data:
+        """The tensors of one mechanism for several layers."""
+        states = [part.state for part in parts]
+        device = layout.flat_index.device
+        return Data(
+            layout.stack(states) if states[0] is not None else None,
+            _keys([part.noise for part in parts], device),
+            None,
+            tuple(
+                torch.stack([layout.full(operand).flatten() for operand in same])
+                for same in zip(*(part.operands for part in parts), strict=True)
+            ),
+        )
+
+
+def share_of_step(gamma: int) -> Part:
+    """The share of one of ``gamma`` synapses in its connection's step."""
+    return Part(Form(factor=Rule(_share, (("gamma", gamma),))))
+
+
+def _share(block: Block, *, gamma: int) -> Tensor:
+    return torch.full((1, 1), 1.0 / gamma, dtype=computing_dtype(block.weight), device=block.weight.device)
+
+
+def weight_grad(synapses: Synapses, mode: Mode) -> Tensor | None:
+    """The raw gradient that rules judge ahead of a step in which updates are scaled."""
+    return synapses.weight.grad if mode == "before" else None
+
+
+def _states(work: Work) -> list[Tensor | None]:
+    return [part.state for part in work.parts]
+
+
+def _matrices(data: list[Data]) -> list[Tensor | None]:
+    return [part.state for part in data]
+
+
+def _keys(noises: list[Noise | None], device: torch.device) -> tuple[Tensor, Tensor] | None:
+    keys = [noise.keys() for noise in noises if noise is not None]
+    if not keys:
+        return None
+    both = torch.tensor(keys, dtype=torch.int32)
+    # from pageable memory the copy to a GPU would wait
+    both = both.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else both.to(device)
+    return both[:, :1], both[:, 1:]

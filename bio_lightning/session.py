@@ -20,9 +20,17 @@ from torch.utils.hooks import RemovableHandle
 
 from bio_lightning.architecture import Architecture, trace_architecture
 from bio_lightning.firing_rates import FiringRates
+from bio_lightning.kernels import Mode
 from bio_lightning.optimizers import Owner, Owners, apply_to_for, splits_gradient
-from bio_lightning.plasticity import Plasticity, Store
-from bio_lightning.settings import Settings, agree, refuse_scaled_gradients, refuse_shared_weights, refuse_unsupported
+from bio_lightning.plasticity import Part, Plasticity, Store, Work, share_of_step
+from bio_lightning.settings import (
+    Settings,
+    agree,
+    compiles,
+    refuse_scaled_gradients,
+    refuse_shared_weights,
+    refuse_unsupported,
+)
 from bio_lightning.synapses import NEURON_KINDS, Synapses, find_synapses, named_modules, recompile_for_hooks
 
 if TYPE_CHECKING:
@@ -55,7 +63,7 @@ class Session:
         self.steps: list[int] = []  # optimizer steps done, by optimizer
         self.resumed = False
         self.rates = FiringRates(self.store)
-        self.plasticity = Plasticity(self)
+        self.plasticity = Plasticity()
         self.settings = Settings()
         self._acting: dict[str, list[Mechanism]] = {}
         self._handles: list[RemovableHandle] = []
@@ -111,7 +119,9 @@ class Session:
         self.settings = agree(self.mechanisms)
         refuse_unsupported(trainer, self.settings, self.callbacks)
         self._find_synapses()
-        refuse_shared_weights(trainer.optimizers, [s for n, s in self.synapses.items() if self._acting[n]])
+        chosen = [s for n, s in self.synapses.items() if self._acting[n]]
+        refuse_shared_weights(trainer.optimizers, chosen)
+        self.plasticity.compiled = compiles(self.settings.kernel, trainer, chosen)
         for mechanism in self.mechanisms:
             mechanism.adopt(self)
         self._continue_counting()
@@ -205,6 +215,9 @@ class Session:
                 names = ", ".join(f"{s.name} ({s.kind})" for s in mechanism.skipped)
                 self.tell(f"{type(mechanism).__name__} does not act on {names}")
         if any(mechanism.scales_learning for mechanism in self.mechanisms):
+            kernel = "compiled" if self.plasticity.compiled else "eager"
+            why = "model size and number of steps" if self.settings.kernel == "auto" else "as asked"
+            self.tell(f"the pass over all weights is {kernel} ({why})")
             for optimizer in self._owners.optimizers:
                 for group in optimizer.param_groups:
                     picked = apply_to_for(self.settings.apply_to, Owner(0, optimizer, group))
@@ -249,21 +262,38 @@ class Session:
             return
         self._passed.add(index)
         step = self.steps[index]
+        passes: dict[Mode, list[Work]] = {"gradient": [], "before": []}
+        divided = []
         for synapses, owner in self._owned(index):
             grad = synapses.weight.grad
             if grad is None:
                 continue
             self._touched.add(synapses.name)
-            for mechanism in self._acting[synapses.name]:
-                if mechanism.active(step) and mechanism.due(step):
-                    mechanism.observe(self, synapses, grad, step)
+            self._prepare(synapses, step)
             mode = apply_to_for(self.settings.apply_to, owner)
-            if mode == "update" and self._scaled(synapses, step):
-                self.plasticity.snapshot(synapses)
-            if mode == "gradient":
-                self.plasticity.scale_gradient(synapses, self._acting[synapses.name], step)
+            if mode == "gradient" or self._scaled(synapses, step):
+                stage: Mode = "gradient" if mode == "gradient" else "before"
+                passes[stage].append(Work(synapses, self.parts(synapses, step)))
             if synapses.gamma > 1 and splits_gradient(owner, mode):
-                grad.div_(synapses.gamma)
+                divided.append((grad, synapses.gamma))
+        for stage, works in passes.items():
+            self.plasticity.run(stage, works)
+        for grad, gamma in divided:
+            grad.div_(gamma)
+
+    def _prepare(self, synapses: Synapses, step: int) -> None:
+        for mechanism in self._acting[synapses.name]:
+            if mechanism.active(step) and mechanism.due(step):
+                mechanism.prepare(self, synapses, step)
+
+    def parts(self, synapses: Synapses, step: int) -> tuple[Part, ...]:
+        """What the mechanisms do in the pass of a step; a state changes only where that is due."""
+        parts = []
+        for mechanism in self._acting[synapses.name]:
+            part = mechanism.part(self, synapses, step) if mechanism.active(step) else None
+            if part is not None:
+                parts.append(part if mechanism.due(step) else part._replace(form=part.form._replace(observe=None)))
+        return tuple(parts)
 
     def _after_step(self, optimizer: Optimizer, *_: Any) -> None:
         """Optimizer post-hook: the step happened (a fused optimizer says itself when it did not)."""
@@ -272,10 +302,14 @@ class Session:
             return
         index = self._owners.optimizers.index(optimizer)
         step = self.steps[index]
+        moved = []
         for synapses, owner in self._owned(index, mode="update"):
             if synapses.name in self._touched:
-                share = 1.0 if splits_gradient(owner, "update") else 1.0 / synapses.gamma
-                self.plasticity.scale_update(synapses, self._acting[synapses.name], step, share)
+                parts = self.parts(synapses, step)
+                if synapses.gamma > 1 and not splits_gradient(owner, "update"):
+                    parts = (*parts, share_of_step(synapses.gamma))
+                moved.append(Work(synapses, parts))
+        self.plasticity.run("after", moved)
         for synapses, owner in self._owned(index):
             for mechanism in self._acting[synapses.name]:
                 if synapses.name in self._touched and mechanism.active(step) and mechanism.due(step):

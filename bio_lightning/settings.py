@@ -13,6 +13,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch.optim import Optimizer
 
 from bio_lightning.errors import NoEffectWarning
+from bio_lightning.kernels import Kernel
 from bio_lightning.optimizers import ApplyTo
 from bio_lightning.synapses import Synapses
 
@@ -20,8 +21,10 @@ if TYPE_CHECKING:
     from bio_lightning.callbacks.base import BioCallback
     from bio_lightning.callbacks.mechanism import Mechanism
 
-__all__ = ["Settings", "agree", "refuse_scaled_gradients", "refuse_shared_weights", "refuse_unsupported"]
+__all__ = ["Settings", "agree", "compiles", "refuse_scaled_gradients", "refuse_shared_weights", "refuse_unsupported"]
 
+#: What is worth compiling for.
+_MANY_WEIGHTS, _FEW_STEPS = 4_000_000, 500
 _SHARDING = ("FSDP", "ModelParallel", "DeepSpeed", "XLA")
 
 
@@ -29,7 +32,7 @@ class Settings(NamedTuple):
     """What belongs to the pass rather than to one mechanism."""
 
     apply_to: ApplyTo = "auto"
-    kernel: str = "auto"
+    kernel: Kernel = "auto"
     state_dtype: str = "float32"
     forward_order: tuple[str, ...] | None = None
 
@@ -37,6 +40,18 @@ class Settings(NamedTuple):
     def stored_as(self) -> torch.dtype:
         """Dtype of stored multipliers."""
         return torch.bfloat16 if self.state_dtype == "bfloat16" else torch.float32
+
+
+def compiles(kernel: Kernel, trainer: pl.Trainer, synapses: Sequence[Synapses]) -> bool:
+    """Whether the pass is compiled: by default where the model is large and the run not known to be short.
+
+    Compiling takes as long as some hundred eager passes over ten million weights.
+    """
+    if kernel != "auto":
+        return kernel == "compiled"
+    steps = trainer.max_steps
+    short = bool(trainer.fast_dev_run) or 0 <= steps < _FEW_STEPS  # type: ignore[attr-defined] # set in Lightning's setup
+    return not short and sum(tensor.weight.numel() for tensor in synapses) >= _MANY_WEIGHTS
 
 
 def agree(mechanisms: Sequence[Mechanism]) -> Settings:

@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from bio_lightning import BioConfigError, bio_callbacks, load_config, predecessor
 from bio_lightning import config as config_module
+from bio_lightning.plasticity import Plasticity
 from bio_lightning.predecessor import translate
 
 
@@ -352,5 +353,6 @@ def test_volume_rule_gives_the_predecessors_factor():
     volume = bio_callbacks({"base_lr": 0.2, "stability_factor": 3.0, "lr_variability": 0.0})[0]
     weight = torch.tensor([0.0, 0.25, -1.0])
     expected = 0.2 * torch.exp(-3.0 * weight.abs() / (weight.abs() + 1))
-    factor = volume.factor(None, NamedTuple("Weight", [("name", str)])("w"), weight, 0)
+    part = volume.part(None, NamedTuple("Weight", [("name", str)])("w"), 0)
+    factor = Plasticity().factor([part], weight)
     assert torch.allclose(factor, expected)

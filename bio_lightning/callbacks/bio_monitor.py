@@ -158,7 +158,8 @@ def _observed(session: Session, synapses: Synapses) -> Iterator[tuple[str, Obser
     scaling = [mechanism for mechanism in acting if mechanism.scales_learning]
     if scaling:
         weight = synapses.weight
-        factor = session.plasticity.factor(synapses, scaling, weight, max(session.step_of(synapses) - 1, 0))
+        parts = session.parts(synapses, max(session.step_of(synapses) - 1, 0))
+        factor = session.plasticity.factor(parts, weight.detach())
         yield "plasticity", {"multiplier": ((weight.new_ones(()) if factor is None else factor).expand_as(weight),)}
 
 

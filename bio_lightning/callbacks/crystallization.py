@@ -10,7 +10,9 @@ from torch import Tensor
 
 from bio_lightning import functional
 from bio_lightning.callbacks.mechanism import Observables, PlasticityMechanism
+from bio_lightning.kernels import Block, Form, Rule
 from bio_lightning.parameters import number
+from bio_lightning.plasticity import Part
 from bio_lightning.session import Session
 from bio_lightning.synapses import ALL_KINDS, NEURON_KINDS, Kind, Synapses
 
@@ -75,23 +77,22 @@ class Crystallization(PlasticityMechanism):
             "crystal", torch.ones_like(synapses.weight, dtype=session.settings.stored_as, requires_grad=False)
         )
 
-    def observe(self, session: Session, synapses: Synapses, grad: Tensor, step: int) -> None:
-        """Crystallize and recover."""
-        mask = self._hits(session, synapses, grad)
-        if mask is not None:
-            crystal = session.store[synapses.name]["crystal"]
-            new = functional.crystallize(
-                crystal.to(torch.float32),
-                mask,
-                dampening_factor=self.dampening_factor,
-                floor=self.floor,
-                recovery=self.recovery,
+    def part(self, session: Session, synapses: Synapses, step: int) -> Part | None:
+        """Crystallize and recover, then slow down by what is left of each synapse's plasticity."""
+        observe = None
+        operands: tuple[Tensor, ...] = ()
+        rates = session.store[synapses.name]
+        change = (("dampening_factor", self.dampening_factor), ("floor", self.floor), ("recovery", self.recovery))
+        if self.criterion == "gradient":
+            judge = (("crystal_thresh", self.crystal_thresh), ("ignore_zero_grad", self.ignore_zero_grad))
+            observe = Rule(_by_gradient, (*judge, *change), reads_average=True)
+        elif "rate" in rates and "pre_rate" in rates:
+            observe = Rule(_by_use, change)
+            operands = (
+                synapses.along_presynaptic(functional.highly_active(rates["pre_rate"], self.use_thresh)),
+                synapses.along_postsynaptic(functional.highly_active(rates["rate"], self.use_thresh)),
             )
-            crystal.copy_(new)
-
-    def factor(self, session: Session, synapses: Synapses, weight: Tensor, step: int) -> Tensor:
-        """What is left of each synapse's plasticity."""
-        return session.store[synapses.name]["crystal"].to(torch.float32)
+        return Part(Form(factor=Rule(_remaining), observe=observe), state=rates["crystal"], operands=operands)
 
     def renew(self, session: Session, synapses: Synapses, mask: Tensor, step: int) -> None:
         """A new synapse is fully plastic."""
@@ -102,19 +103,25 @@ class Crystallization(PlasticityMechanism):
         crystal = session.store[synapses.name]["crystal"]
         return {**super().observables(session, synapses), "crystallized_fraction": (crystal,)}
 
-    def _hits(self, session: Session, synapses: Synapses, grad: Tensor) -> Tensor | None:
-        if self.criterion == "gradient":
-            return functional.settled_or_strong(
-                synapses.weight.detach(),
-                grad,
-                crystal_thresh=self.crystal_thresh,
-                ignore_zero_grad=self.ignore_zero_grad,
-            )
-        tensors = session.store[synapses.name]
-        if "rate" not in tensors or "pre_rate" not in tensors:
-            return None
-        return functional.frequently_used(
-            synapses.along_presynaptic(tensors["pre_rate"]),
-            synapses.along_postsynaptic(tensors["rate"]),
-            use_thresh=self.use_thresh,
-        )
+
+def _by_gradient(block: Block, *, crystal_thresh: float, ignore_zero_grad: bool, **change: float) -> Tensor:
+    assert block.grad is not None and block.state is not None  # noqa: S101, PT018 - the pass gives both
+    mask = functional.settled_or_strong(
+        block.weight,
+        block.grad,
+        crystal_thresh=crystal_thresh,
+        ignore_zero_grad=ignore_zero_grad,
+        average=block.average,
+    )
+    return functional.crystallize(block.state, mask, **change)
+
+
+def _by_use(block: Block, **change: float) -> Tensor:
+    assert block.state is not None  # noqa: S101 - the pass gives it
+    pre, post = block.operands
+    return functional.crystallize(block.state, pre & post, **change)
+
+
+def _remaining(block: Block) -> Tensor:
+    assert block.state is not None  # noqa: S101 - the pass gives it
+    return block.state

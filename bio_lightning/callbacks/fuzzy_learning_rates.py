@@ -12,7 +12,9 @@ from bio_lightning import functional
 from bio_lightning.callbacks.mechanism import PlasticityMechanism
 from bio_lightning.functional import distributions
 from bio_lightning.functional.distributions import Distribution
+from bio_lightning.kernels import Block, Form, Rule
 from bio_lightning.parameters import number
+from bio_lightning.plasticity import Part
 from bio_lightning.session import Session
 from bio_lightning.synapses import ALL_KINDS, NEURON_KINDS, Kind, Synapses
 
@@ -70,27 +72,35 @@ class FuzzyLearningRates(PlasticityMechanism):
         self._drawn_later: set[str] = set()  # weights whose base is no function of the seed alone
 
     def start(self, session: Session, synapses: Synapses) -> None:
-        """Draw the base factors."""
+        """Draw the base factors.
+
+        They are stored: to draw them again in every pass would cost five times what reading them costs.
+        """
         tensors = session.store.setdefault(synapses.name, {})
         if "base" not in tensors:
-            tensors["base"] = self._draw(session, synapses, step=0).to(session.settings.stored_as)
+            base = torch.empty_like(synapses.weight, dtype=session.settings.stored_as, requires_grad=False)
+            tensors["base"] = base.copy_(self._draw(session, synapses, step=0))
 
-    def observe(self, session: Session, synapses: Synapses, grad: Tensor, step: int) -> None:
+    def prepare(self, session: Session, synapses: Synapses, step: int) -> None:
         """Refresh the base factors that depend on weights or activity."""
         age = step - self.start_step
         if self.distribution in _REFRESHED and age > 0 and age % self.update_every == 0:
             base = session.store[synapses.name]["base"]
             base.copy_(self._draw(session, synapses, step))
-            self._drawn_later.add(synapses.name)
 
-    def factor(self, session: Session, synapses: Synapses, weight: Tensor, step: int) -> Tensor:
+    def part(self, session: Session, synapses: Synapses, step: int) -> Part:
         """The base factor; for ``temporal`` what is left of it at this age."""
-        base = session.store[synapses.name]["base"].to(torch.float32)
+        base = session.store[synapses.name]["base"]
         if self.distribution != "temporal":
-            return base
+            return Part(Form(factor=Rule(_stored)), state=base)
         last_change = max(step - self.start_step, 0) // self.every_n_steps * self.every_n_steps
-        developed = distributions.temporal(base, self.decay, last_change / self.update_every)
-        return functional.normalize_multipliers(developed.clamp(self.min, self.max))
+        left = distributions.remaining_diversity(self.decay, last_change / self.update_every)
+        bounds = (("min", self.min), ("max", self.max))
+        return Part(
+            Form(factor=Rule(_developed, bounds), normalizer=Rule(_raw_developed, bounds)),
+            state=base,
+            operands=(torch.full((), left, device=base.device),),
+        )
 
     def renew(self, session: Session, synapses: Synapses, mask: Tensor, step: int) -> None:
         """New synapses draw anew; the layer's mean stays 1."""
@@ -135,3 +145,16 @@ class FuzzyLearningRates(PlasticityMechanism):
         mine = {target.module_name for target in self.targets.values()}
         order = [layer for layer in session.architecture.order if layer in mine]
         return order.index(synapses.module_name) / max(len(order) - 1, 1)
+
+
+def _stored(block: Block) -> Tensor:
+    assert block.state is not None  # noqa: S101 - the pass gives it
+    return block.state
+
+
+def _raw_developed(block: Block, *, min: float, max: float) -> Tensor:
+    return distributions.developed(_stored(block), block.operands[0]).clamp(min, max)
+
+
+def _developed(block: Block, **bounds: float) -> Tensor:
+    return functional.normalize_multipliers(_raw_developed(block, **bounds), block.gain)

@@ -11,8 +11,10 @@ from torch import Tensor
 from bio_lightning.callbacks.base import BioCallback
 from bio_lightning.errors import BioConfigError
 from bio_lightning.functional.noise import Noise, stream
+from bio_lightning.kernels import Kernel
 from bio_lightning.optimizers import ApplyTo, Owner
 from bio_lightning.parameters import number
+from bio_lightning.plasticity import Part
 from bio_lightning.session import Session
 from bio_lightning.synapses import ALL_KINDS, Kind, Synapses, select
 
@@ -46,7 +48,7 @@ class Mechanism(BioCallback):
     kinds: ClassVar[frozenset[Kind]] = ALL_KINDS
     #: Its keys in the shared store, saved in checkpoints.
     stored: ClassVar[tuple[str, ...]] = ()
-    #: Whether :meth:`factor` is kept from step to step, and so part of ``multipliers``.
+    #: Whether its factor is kept from step to step, and so part of ``multipliers``.
     keeps_multiplier: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
@@ -63,7 +65,7 @@ class Mechanism(BioCallback):
 
     @property
     def scales_learning(self) -> bool:
-        """Whether :meth:`factor` gives a factor on the learning rate."""
+        """Whether :meth:`part` gives a factor on the learning rate."""
         return False
 
     @property
@@ -102,11 +104,11 @@ class Mechanism(BioCallback):
         """Whether its state changes at a step."""
         return True
 
-    def observe(self, session: Session, synapses: Synapses, grad: Tensor, step: int) -> None:
-        """Change the state from the raw gradient of a step."""
+    def prepare(self, session: Session, synapses: Synapses, step: int) -> None:
+        """Change what does not depend on the gradient, ahead of the pass of a step."""
 
-    def factor(self, session: Session, synapses: Synapses, weight: Tensor, step: int) -> Tensor | None:
-        """Factor on the learning rate at a step, broadcastable to ``weight``."""
+    def part(self, session: Session, synapses: Synapses, step: int) -> Part | None:
+        """What it does in the pass of a step; None where it does nothing."""
         return None
 
     def after_update(self, session: Session, synapses: Synapses, owner: Owner) -> None:
@@ -226,12 +228,12 @@ class PlasticityMechanism(ScheduledMechanism):
     Args:
         apply_to: ``gradient`` scales the gradient, ``update`` what the optimizer made of it; ``auto`` picks the
             gradient only for SGD without weight decay. null inherits from the other callbacks.
-        kernel: ``eager``, or ``auto`` to let the library choose; null inherits.
+        kernel: How the pass runs: ``eager``, ``compiled``, or ``auto`` to let the library choose; null inherits.
         state_dtype: Precision of stored multipliers; null inherits.
     """
 
     apply_to: ApplyTo | None = None
-    kernel: Literal["auto", "eager"] | None = None
+    kernel: Kernel | None = None
     state_dtype: Literal["float32", "bfloat16"] | None = None
 
     @property
@@ -244,7 +246,8 @@ class PlasticityMechanism(ScheduledMechanism):
         observed = super().observables(session, synapses)
         step, weight = max(session.step_of(synapses) - 1, 0), synapses.weight
         if self.scales_learning and (self.stored or self.active(step)):
-            factor = self.factor(session, synapses, weight, step)
+            part = self.part(session, synapses, step)
+            factor = None if part is None else session.plasticity.factor([part], weight.detach())
             if factor is not None:
                 observed["multiplier"] = (factor.expand_as(weight),)
         return observed

@@ -10,8 +10,10 @@ from torch import Tensor
 
 from bio_lightning import functional
 from bio_lightning.callbacks.mechanism import PlasticityMechanism
+from bio_lightning.kernels import Block, Form, Rule
 from bio_lightning.optimizers import Owner
 from bio_lightning.parameters import number
+from bio_lightning.plasticity import Part
 from bio_lightning.session import Session
 from bio_lightning.synapses import NEURON_KINDS, Kind, Synapses
 
@@ -66,7 +68,7 @@ class SynapticScaling(PlasticityMechanism):
         """Postsynaptic rates."""
         return ("rate",)
 
-    def observe(self, session: Session, synapses: Synapses, grad: Tensor, step: int) -> None:
+    def prepare(self, session: Session, synapses: Synapses, step: int) -> None:
         """Take the factor of every neuron from the rate known before this step."""
         tensors = session.store.setdefault(synapses.name, {})
         if self.rule == "multiplicative" and "rate" in tensors:
@@ -74,10 +76,12 @@ class SynapticScaling(PlasticityMechanism):
                 tensors["rate"], target=self.target, strength=self.strength, min=self.min, max=self.max
             )
 
-    def factor(self, session: Session, synapses: Synapses, weight: Tensor, step: int) -> Tensor | None:
+    def part(self, session: Session, synapses: Synapses, step: int) -> Part | None:
         """The neuron's factor on all its incoming weights; none before the first rate is known."""
         scaling = session.store.get(synapses.name, {}).get("scaling")
-        return None if scaling is None or not self.scales_learning else synapses.along_postsynaptic(scaling)
+        if scaling is None or not self.scales_learning:
+            return None
+        return Part(Form(factor=Rule(_scaling)), operands=(synapses.along_postsynaptic(scaling),))
 
     @torch.no_grad()
     def after_update(self, session: Session, synapses: Synapses, owner: Owner) -> None:
@@ -94,3 +98,7 @@ class SynapticScaling(PlasticityMechanism):
                     max_change=self.max_change,
                 )
             )
+
+
+def _scaling(block: Block) -> Tensor:
+    return block.operands[0]

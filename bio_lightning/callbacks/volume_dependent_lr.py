@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
 from bio_lightning import functional
 from bio_lightning.callbacks.mechanism import PlasticityMechanism
+from bio_lightning.kernels import Block, Form, Rule
 from bio_lightning.parameters import number
+from bio_lightning.plasticity import Part
 from bio_lightning.session import Session
 from bio_lightning.synapses import Synapses
 
@@ -47,15 +49,25 @@ class VolumeDependentLR(PlasticityMechanism):
     reference: Literal["layer_mean", "absolute"] = "layer_mean"
     normalize: bool = True
 
-    def factor(self, session: Session, synapses: Synapses, weight: Tensor, step: int) -> Tensor:
+    def part(self, session: Session, synapses: Synapses, step: int) -> Part:
         """Factor of this step, a function of the weight before it."""
         drawn = step - (step - self.start_step) % self.every_n_steps
-        return functional.volume_dependent_lr(
-            weight.detach(),
-            self.noise(synapses.name, drawn),
-            base_lr=self.base_lr,
-            stability_factor=self.stability_factor,
-            lr_variability=self.lr_variability,
-            reference=self.reference,
-            normalize=self.normalize,
+        relative = self.reference == "layer_mean"
+        volume = (("stability_factor", self.stability_factor), ("reference", self.reference))
+        factor = (("base_lr", self.base_lr), ("lr_variability", self.lr_variability), ("normalize", self.normalize))
+        return Part(
+            Form(
+                factor=Rule(_factor, (*volume, *factor), reads_average=relative),
+                normalizer=Rule(_stability, volume, reads_average=relative) if self.normalize else None,
+            ),
+            noise=self.noise(synapses.name, drawn),
         )
+
+
+def _stability(block: Block, **volume: Any) -> Tensor:
+    return functional.stability(block.weight, block.average, **volume)
+
+
+def _factor(block: Block, **settings: Any) -> Tensor:
+    assert block.draw is not None  # noqa: S101 - the pass gives it
+    return functional.volume_dependent_lr(block.weight, block.draw, average=block.average, gain=block.gain, **settings)

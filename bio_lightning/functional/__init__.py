@@ -1,20 +1,21 @@
 """The maths alone, on plain tensors: usable from a hand-written training loop, without Lightning."""
 
 from bio_lightning.functional import distributions, quantiles
-from bio_lightning.functional.crystallization import crystallize, frequently_used, settled_or_strong
+from bio_lightning.functional.crystallization import crystallize, frequently_used, highly_active, settled_or_strong
 from bio_lightning.functional.dales_principle import (
     dalian_network_initialization,
     enforce_dales_principle,
     random_signs,
 )
 from bio_lightning.functional.fuzzy_learning_rates import fuzzy_learning_rates, normalize_multipliers
-from bio_lightning.functional.noise import Noise, element_index, stream
+from bio_lightning.functional.noise import Draw, Noise, element_index, stream
 from bio_lightning.functional.synaptic_scaling import scale_grad, scaling_factor, target_rate, tetzlaff_change
-from bio_lightning.functional.volume_dependent_lr import volume_dependent_lr
+from bio_lightning.functional.volume_dependent_lr import stability, volume_dependent_lr
 from bio_lightning.functional.weight_rejuvenation import fresh_synapses, rejuvenate_weights, turnover_mask
 from bio_lightning.functional.weight_splitting import split_weights, sum_groups, synapse_shares
 
 __all__ = [
+    "Draw",
     "Noise",
     "crystallize",
     "dalian_network_initialization",
@@ -24,6 +25,7 @@ __all__ = [
     "frequently_used",
     "fresh_synapses",
     "fuzzy_learning_rates",
+    "highly_active",
     "normalize_multipliers",
     "quantiles",
     "random_signs",
@@ -32,6 +34,7 @@ __all__ = [
     "scaling_factor",
     "settled_or_strong",
     "split_weights",
+    "stability",
     "stream",
     "sum_groups",
     "synapse_shares",

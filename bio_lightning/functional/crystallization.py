@@ -7,12 +7,17 @@ from torch import Tensor
 
 from bio_lightning.functional._layer import mean, mean_abs
 
-__all__ = ["crystallize", "frequently_used", "settled_or_strong"]
+__all__ = ["crystallize", "frequently_used", "highly_active", "settled_or_strong"]
 
 
 @torch.no_grad()
 def settled_or_strong(
-    weight: Tensor, grad: Tensor, *, crystal_thresh: float = 4.5e-5, ignore_zero_grad: bool = True
+    weight: Tensor,
+    grad: Tensor,
+    *,
+    crystal_thresh: float = 4.5e-5,
+    ignore_zero_grad: bool = True,
+    average: Tensor | None = None,
 ) -> Tensor:
     r"""Which synapses crystallize by their gradient.
 
@@ -23,6 +28,7 @@ def settled_or_strong(
         grad: Raw gradient of the whole optimizer step, before any factor; the shape of ``weight``.
         crystal_thresh: Relative gradient below which a weight is well optimised, >= 0.
         ignore_zero_grad: An exactly zero gradient (a dead unit, a constant pixel) is no evidence.
+        average: Mean absolute weight of the layer, broadcastable, where ``weight`` is only a piece of it.
 
     Returns:
         bool, the shape of ``weight``; False where the gradient is not finite.
@@ -32,12 +38,23 @@ def settled_or_strong(
         tensor([False,  True, False,  True])
     """
     size = grad.abs()
-    average = mean_abs(weight)
+    average = mean_abs(weight) if average is None else average
     settled = size < crystal_thresh * weight.abs()
     if ignore_zero_grad:
         settled &= size > 0
     strong = (size > average) & (average > 0)
     return (settled | strong) & torch.isfinite(grad)
+
+
+@torch.no_grad()
+def highly_active(rate: Tensor, use_thresh: float = 1.5) -> Tensor:
+    """Which neurons fire above ``use_thresh`` times their layer's mean rate.
+
+    Example:
+        >>> highly_active(torch.tensor([0.1, 0.9]))
+        tensor([False,  True])
+    """
+    return rate > use_thresh * mean(rate)
 
 
 @torch.no_grad()
@@ -57,7 +74,7 @@ def frequently_used(pre_rate: Tensor, post_rate: Tensor, *, use_thresh: float = 
         tensor([[False,  True],
                 [False, False]])
     """
-    return (pre_rate > use_thresh * mean(pre_rate)) & (post_rate > use_thresh * mean(post_rate))
+    return highly_active(pre_rate, use_thresh) & highly_active(post_rate, use_thresh)
 
 
 @torch.no_grad()

@@ -21,10 +21,12 @@ __all__ = [
     "activity",
     "baseline",
     "beta",
+    "developed",
     "gamma",
     "layer_adaptive",
     "lognormal",
     "normal",
+    "remaining_diversity",
     "temporal",
     "uniform",
     "weight_adaptive",
@@ -142,7 +144,26 @@ def temporal(birth: Tensor, decay: float, age: float) -> Tensor:
         >>> temporal(torch.tensor([0.6, 1.4]), decay=0.5, age=100.0)
         tensor([0.9000, 1.1000])
     """
-    remaining: float = max(decay**age, _TEMPORAL_FLOOR)
+    return developed(birth, remaining_diversity(decay, age))
+
+
+def remaining_diversity(decay: float, age: float) -> float:
+    """Share of the deviation from 1 that is left at an age.
+
+    Example:
+        >>> remaining_diversity(0.5, 1.0), remaining_diversity(0.5, 100.0)
+        (0.5, 0.25)
+    """
+    return float(max(decay**age, _TEMPORAL_FLOOR))
+
+
+def developed(birth: Tensor, remaining: Tensor | float) -> Tensor:
+    """What is left of a deviation from 1.
+
+    Example:
+        >>> developed(torch.tensor([0.6, 1.4]), 0.5)
+        tensor([0.8000, 1.2000])
+    """
     return 1.0 + (birth - 1.0) * remaining
 
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Noise", "element_index", "stream"]
+__all__ = ["Draw", "Noise", "element_index", "stream"]
 
 _MASK64 = (1 << 64) - 1
 
@@ -113,23 +113,87 @@ class Noise(NamedTuple):
         """An independent draw of the same seed and step, for a second random number per element."""
         return self._replace(stream=zlib.crc32(purpose.encode(), self.stream))
 
+    def keys(self) -> tuple[int, int]:
+        """The draw as two signed 32-bit numbers."""
+        key = _mix64(_mix64(_mix64(self.seed & _MASK64) ^ self.stream) ^ (self.step & _MASK64))
+        return _signed32(key), _signed32(key >> 32)
+
+    def at(self, index: Tensor) -> Draw:
+        """The draw at the elements with these indices."""
+        return Draw(*self.keys(), index.to(torch.int32))
+
     def bits(self, index: Tensor) -> Tensor:
-        """32 random bits per element (int32), a function of the key and the element's index.
+        """32 random bits per element (int32), a function of the key and the element's index."""
+        return self.at(index).bits()
+
+    def uniform(self, like: Tensor, index: Tensor | None = None) -> Tensor:
+        """Uniform on the open interval (0, 1), float32, the shape of ``like``; 2**23 equally likely values."""
+        return self._draw(like, index).uniform(like)
+
+    def normal(self, like: Tensor, index: Tensor | None = None) -> Tensor:
+        """Standard normal by the inverse of its distribution function, float32, the shape of ``like``."""
+        return self._draw(like, index).normal(like)
+
+    def _draw(self, like: Tensor, index: Tensor | None) -> Draw:
+        return self.at(element_index(like.shape, device=like.device) if index is None else index)
+
+
+class Draw(NamedTuple):
+    """A :class:`Noise` at the elements of a piece of a tensor: what the fused pass draws from.
+
+    Args:
+        first: One half of the key; int, or int32 that broadcasts against ``element`` where layers lie side by side.
+        second: The other half.
+        element: int32 logical index of every element; int32 wraps, so that indices count modulo 2**32.
+        derived: Keys of other purposes, by name.
+
+    Example:
+        >>> whole = Noise(seed=1).uniform(torch.zeros(2, 3))
+        >>> torch.equal(whole[:, 1], Noise(seed=1).at(torch.tensor([1, 4])).uniform(torch.zeros(2)))
+        True
+    """
+
+    first: int | Tensor
+    second: int | Tensor
+    element: Tensor
+    derived: tuple[tuple[str, int, int], ...] = ()
+
+    def derive(self, purpose: str) -> Draw:
+        """The draw of another purpose; it must have been asked for."""
+        first, second = next((first, second) for name, first, second in self.derived if name == purpose)
+        return Draw(first, second, self.element)
+
+    def bits(self) -> Tensor:
+        """32 random bits per element (int32).
 
         Two keys are *added*, one before each round: an XOR of a key into the index would only permute the same values
         inside aligned blocks, and two steps would see the same multiset.
         """
-        key = _mix64(_mix64(_mix64(self.seed & _MASK64) ^ self.stream) ^ (self.step & _MASK64))
-        first, second = _signed32(key), _signed32(key >> 32)
-        return _mix32(_mix32(index.to(torch.int32) + first) + second)
+        return _mix32(_mix32(self.element + self.first) + self.second)
 
-    def uniform(self, like: Tensor, index: Tensor | None = None) -> Tensor:
-        """Uniform on the open interval (0, 1), float32, the shape of ``like``; 2**23 equally likely values."""
-        if index is None:
-            index = element_index(like.shape, device=like.device)
-        fraction = (self.bits(index) >> 9) & 0x7FFFFF
+    def uniform(self, like: Tensor) -> Tensor:
+        """Uniform on (0, 1), float32."""
+        fraction = (self.bits() >> 9) & 0x7FFFFF
         return (fraction.to(torch.float32) + 0.5) * 2.0**-23
 
-    def normal(self, like: Tensor, index: Tensor | None = None) -> Tensor:
-        """Standard normal by the inverse of its distribution function, float32, the shape of ``like``."""
-        return torch.erfinv(2.0 * self.uniform(like, index) - 1.0) * math.sqrt(2.0)
+    def normal(self, like: Tensor) -> Tensor:
+        """Standard normal, float32."""
+        return _normal_quantile(self.uniform(like))
+
+
+def _normal_quantile(probability: Tensor) -> Tensor:
+    """Inverse of the standard normal distribution function.
+
+    The library's erfinv is a loop over scalars in compiled code, and its logarithm costs more than all the rest. The
+    rational function has neither: in the fourth root of the distance to the end the quantile is smooth. Its relative
+    error is below 2e-6 on the 2**23 values of a uniform, that of erfinv 2e-7.
+    """
+    centred = 2.0 * probability - 1.0
+    if not torch.compiler.is_compiling():
+        return torch.erfinv(centred) * math.sqrt(2.0)
+    t = torch.sqrt(torch.sqrt(1.0 - centred.abs()))
+    above = ((((((-11595.8115 * t + 36061.7734) * t - 41626.2383) * t + 2817.0916) * t + 10091.6572) * t
+             + 14372.6914) * t + 982.0672) * t + 7.070570945739746  # fmt: skip
+    below = (((((-10638.5762 * t + 2040.8610) * t + 4031.7825) * t + 9499.7305) * t + 3748.2700) * t
+             + 181.6782837) * t + 1.0  # fmt: skip
+    return centred * (above / below)

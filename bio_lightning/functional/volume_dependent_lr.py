@@ -8,21 +8,48 @@ import torch
 from torch import Tensor
 
 from bio_lightning.functional._layer import computing_dtype, mean, mean_abs, ratio
-from bio_lightning.functional.noise import Noise
+from bio_lightning.functional.noise import Draw, Noise
 
-__all__ = ["volume_dependent_lr"]
+__all__ = ["stability", "volume_dependent_lr"]
+
+Reference = Literal["layer_mean", "absolute"]
+
+
+def stability(
+    weight: Tensor, average: Tensor | None = None, *, stability_factor: float = 2.0, reference: Reference = "layer_mean"
+) -> Tensor:
+    r"""How fast a weight learns because of its volume: :math:`e^{-stability \cdot v}`.
+
+    Args:
+        weight: Any shape.
+        average: Mean absolute weight of the layer, broadcastable, where ``weight`` is only a piece of it.
+        stability_factor: See :func:`volume_dependent_lr`.
+        reference: See :func:`volume_dependent_lr`.
+
+    Example:
+        >>> stability(torch.tensor([0.0, 1.0]), torch.tensor(1.0))
+        tensor([1.0000, 0.3679])
+    """
+    size = weight.abs().to(computing_dtype(weight))
+    if reference == "absolute":
+        volume = size / (size + 1.0)
+    else:
+        volume = ratio(size, size + (mean_abs(weight) if average is None else average), at_zero=0.0)
+    return torch.exp(-stability_factor * volume)
 
 
 @torch.no_grad()
 def volume_dependent_lr(
     weight: Tensor,
-    noise: Noise,
+    noise: Noise | Draw,
     *,
     base_lr: float = 0.1,
     stability_factor: float = 2.0,
     lr_variability: float = 0.2,
-    reference: Literal["layer_mean", "absolute"] = "layer_mean",
+    reference: Reference = "layer_mean",
     normalize: bool = True,
+    average: Tensor | None = None,
+    gain: Tensor | None = None,
 ) -> Tensor:
     r"""Learning-rate factor of every weight from the volume of its spine.
 
@@ -40,6 +67,8 @@ def volume_dependent_lr(
         lr_variability: Standard deviation of the factor relative to its mean; >= 0.
         reference: The weight at half the largest volume: the layer's mean absolute weight, or 1.
         normalize: Keep the layer's mean learning rate (before the noise) what the user set.
+        average: Mean absolute weight of the layer, broadcastable, where ``weight`` is only a piece of it.
+        gain: Reciprocal of the layer's mean :func:`stability`, likewise.
 
     Returns:
         The shape of ``weight``, >= 0, float32 or wider.
@@ -52,9 +81,10 @@ def volume_dependent_lr(
         Kasai et al., Structural dynamics of dendritic spines in memory and cognition, Trends in Neurosciences 33, 2010;
         Hofmann et al., Nature Communications 16:5112, 2025. Deviations: scale-free reference, normalised mean.
     """
-    size = weight.abs().to(computing_dtype(weight))
-    half = mean_abs(weight) if reference == "layer_mean" else torch.ones_like(mean_abs(weight))
-    volume = ratio(size, size + half, at_zero=0.0)
-    expected = torch.exp(-stability_factor * volume)
-    expected = ratio(expected, mean(expected), at_zero=1.0) if normalize else base_lr * expected
+    expected = stability(weight, average, stability_factor=stability_factor, reference=reference)
+    if not normalize:
+        gain = torch.full((), base_lr, dtype=expected.dtype, device=expected.device)
+    elif gain is None:
+        gain = mean(expected).reciprocal()
+    expected = expected * gain
     return (expected * (1.0 + lr_variability * noise.normal(weight))).abs()

@@ -7,14 +7,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from bio_lightning.functional.noise import Noise
+from bio_lightning.functional.noise import Draw, Noise
 from bio_lightning.functional.quantiles import from_quantiles
 
 __all__ = ["fresh_synapses", "rejuvenate_weights", "turnover_mask"]
 
 
 @torch.no_grad()
-def turnover_mask(weight: Tensor, noise: Noise, *, dre: float = 8.0, scale: Tensor | float) -> Tensor:
+def turnover_mask(weight: Tensor, noise: Noise | Draw, *, dre: float = 8.0, scale: Tensor | float) -> Tensor:
     r"""Which synapses are replaced, each with a probability that falls with its size.
 
     .. math:: p = \exp(-dre \cdot |w| / scale)
@@ -38,7 +38,7 @@ def turnover_mask(weight: Tensor, noise: Noise, *, dre: float = 8.0, scale: Tens
 @torch.no_grad()
 def fresh_synapses(
     weight: Tensor,
-    noise: Noise,
+    noise: Noise | Draw,
     *,
     source: Literal["init", "lognormal", "zero"] = "init",
     table: Tensor | None = None,
@@ -77,7 +77,7 @@ def fresh_synapses(
     return (new if signs is None else new.abs() * signs).to(weight.dtype)
 
 
-def _lognormal_magnitudes(weight: Tensor, noise: Noise) -> Tensor:
+def _lognormal_magnitudes(weight: Tensor, noise: Noise | Draw) -> Tensor:
     size = weight.abs().to(torch.float64)
     alive = size > 0
     count = alive.sum().clamp(min=1)
@@ -90,7 +90,7 @@ def _lognormal_magnitudes(weight: Tensor, noise: Noise) -> Tensor:
 @torch.no_grad()
 def rejuvenate_weights(
     weight: Tensor,
-    noise: Noise,
+    noise: Noise | Draw,
     *,
     scale: Tensor | float,
     dre: float = 8.0,

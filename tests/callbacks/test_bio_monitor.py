@@ -164,7 +164,9 @@ def test_values_equal_the_state(optimizer, split):
         parts["synaptic_scaling"][name] = tensors["scaling"].unsqueeze(1).expand_as(synapses.weight)
         # six steps are done, so the last one was number 5
         volume = by_name["volume_dependent_lr"]
-        parts["volume_dependent_lr"][name] = volume.factor(session, synapses, synapses.weight, 5)
+        parts["volume_dependent_lr"][name] = session.plasticity.factor(
+            [volume.part(session, synapses, 5)], synapses.weight.detach()
+        )
         product = parts["volume_dependent_lr"][name] * parts["synaptic_scaling"][name] * multipliers(module)[name]
         assert_logged(row, "plasticity", name, spread([product]), 1e-5)
         rejuvenated = {"replaced_fraction": tensors["replaced"], "replaced_fraction_total": tensors["replaced_total"]}

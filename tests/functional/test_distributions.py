@@ -4,7 +4,7 @@ import pytest
 import torch
 from scipy import stats
 
-from bio_lightning.functional import Noise, distributions
+from bio_lightning.functional import Draw, Noise, distributions
 from tests import reference
 from tests.checks import assert_matches, assert_pure, floats, random_rates, random_weight, standard_error
 
@@ -85,9 +85,7 @@ def test_the_ten_names():
 @pytest.fixture
 def quarters(monkeypatch):
     """Every draw yields the uniforms 1/4, 1/2, 3/4 in turn."""
-    monkeypatch.setattr(
-        Noise, "uniform", lambda _self, like, _index=None: torch.tensor([0.25, 0.5, 0.75]).expand(like.shape)
-    )
+    monkeypatch.setattr(Draw, "uniform", lambda _self, like: torch.tensor([0.25, 0.5, 0.75]).expand(like.shape))
     return torch.empty(3)
 
 

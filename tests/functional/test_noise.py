@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy import stats
 
-from bio_lightning.functional import Noise, element_index, stream
+from bio_lightning.functional import Draw, Noise, element_index, stream
 from tests import reference
 from tests.checks import assert_pure, floats
 
@@ -130,7 +130,7 @@ def test_normal_is_normal(key):
 
 def test_the_ends_of_the_uniform_stay_finite_as_normals(monkeypatch):
     ends = torch.tensor([0, -1], dtype=torch.int32)  # no bit set, all bits set
-    monkeypatch.setattr(Noise, "bits", lambda _self, _index: ends)
+    monkeypatch.setattr(Draw, "bits", lambda _self: ends)
     draw = torch.empty(2)
     assert floats(Noise().uniform(draw)) == [2.0**-24, 1.0 - 2.0**-24]
     assert floats(Noise().normal(draw)) == pytest.approx([-5.294704, 5.294704], abs=1e-5)

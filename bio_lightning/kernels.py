@@ -1,0 +1,284 @@
+"""One pass over memory: elementwise rules on matrices of weights, eagerly in chunks or compiled.
+
+A mechanism brings pure functions; here they are chained and run. Statistics of a layer (the mean absolute weight, the
+mean that a factor is divided by) come first, in float64 and without a host sync, then one elementwise sweep.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal, NamedTuple
+
+import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from torch import Tensor
+
+from bio_lightning.functional._layer import computing_dtype, ratio
+from bio_lightning.functional.noise import Draw
+
+__all__ = ["Block", "Data", "Form", "Kernel", "Mode", "Rule", "run"]
+
+#: Elements that an eager operation works on at a time: temporaries of this size stay in a processor's cache.
+CHUNK = 1 << 17
+
+#: How a pass runs.
+Kernel = Literal["auto", "eager", "compiled"]
+
+#: ``gradient``: state, then gradient times factor. ``before``: state and snapshot, ahead of the optimizer's step.
+#: ``after``: the weight moves from the snapshot by factor times what the optimizer moved it.
+Mode = Literal["gradient", "before", "after"]
+
+
+class Block(NamedTuple):
+    """What a rule sees: a matrix of weights, or rows of it, and whatever belongs to them.
+
+    Args:
+        weight: The weights before the optimizer step, ``(rows, columns)``.
+        grad: Their raw gradients; None after the step.
+        average: Mean absolute weight of the layer, broadcastable.
+        gain: What brings the layer's mean of the mechanism's ``normalizer`` rule to 1, broadcastable.
+        state: The mechanism's stored tensor, in the computing dtype.
+        draw: The mechanism's random numbers.
+        operands: Further tensors, broadcastable.
+    """
+
+    weight: Tensor
+    grad: Tensor | None = None
+    average: Tensor | None = None
+    gain: Tensor | None = None
+    state: Tensor | None = None
+    draw: Draw | None = None
+    operands: tuple[Tensor, ...] = ()
+
+
+class Rule(NamedTuple):
+    """A pure elementwise function of a :class:`Block` with its settings; two with equal settings are equal.
+
+    Args:
+        function: Of a block and the settings.
+        settings: Keywords and their values.
+        reads_average: Whether it reads ``Block.average``.
+    """
+
+    function: Callable[..., Tensor]
+    settings: tuple[tuple[str, Any], ...] = ()
+    reads_average: bool = False
+
+    def __call__(self, block: Block) -> Tensor:
+        """The function's value for a block."""
+        return self.function(block, **dict(self.settings))
+
+
+class Form(NamedTuple):
+    """What one mechanism does in a pass; hashable, and all that a compiled pass is compiled for.
+
+    Args:
+        factor: Factor on the learning rate.
+        observe: New state, from the raw gradient.
+        normalizer: What the layer's mean is taken of, for the factor's ``Block.gain``.
+    """
+
+    factor: Rule | None = None
+    observe: Rule | None = None
+    normalizer: Rule | None = None
+
+    def during(self, mode: Mode) -> Form:
+        """What is left of it in a mode."""
+        if mode == "before":
+            return Form(observe=self.observe)
+        return self._replace(observe=None) if mode == "after" else self
+
+
+class Data(NamedTuple):
+    """The tensors of one mechanism in a pass, as matrices."""
+
+    state: Tensor | None = None
+    keys: tuple[int | Tensor, int | Tensor] | None = None
+    gain: Tensor | None = None
+    operands: tuple[Tensor, ...] = ()
+
+
+class _Sum(NamedTuple):
+    """Sum of a rule's values, of absolute weights without one: in float64, so that it does not depend on chunks."""
+
+    rule: Rule | None
+    place: int
+    mode: Mode
+    layer_per_row: bool
+
+    def __call__(self, chunk: _Arguments) -> Tensor:
+        """Of one chunk."""
+        block = chunk.block(self.place, self.mode)
+        values = block.weight.abs() if self.rule is None else self.rule(block)
+        return values.sum((1,) if self.layer_per_row else (0, 1), keepdim=True, dtype=torch.float64)
+
+
+class _Sweep(NamedTuple):
+    """The elementwise part of a pass, in place."""
+
+    forms: tuple[Form, ...]
+    mode: Mode
+
+    def __call__(self, chunk: _Arguments) -> None:
+        """Over one chunk."""
+        factor: Tensor | None = None
+        new: list[tuple[Tensor, Tensor]] = []
+        for place, form in enumerate(self.forms):
+            block = chunk.block(place, self.mode)
+            stored = chunk.data[place].state
+            if form.observe is not None and stored is not None:
+                state = form.observe(block)
+                new.append((stored, state))
+                block = block._replace(state=state)
+            if form.factor is not None:
+                part = form.factor(block)
+                factor = part if factor is None else factor * part
+        for stored, state in new:
+            stored.copy_(state)
+        if self.mode == "before":
+            if chunk.other is not None:
+                chunk.other.copy_(chunk.weight)
+        elif self.mode == "gradient":
+            assert chunk.other is not None  # noqa: S101 - an invariant: this mode has a gradient
+            if factor is not None:
+                chunk.other.mul_(factor)
+        elif factor is not None:
+            assert chunk.other is not None  # noqa: S101 - an invariant: this mode has a snapshot
+            keep = 1.0 - factor.to(computing_dtype(chunk.weight))  # exactly 0 for a factor of 1
+            chunk.weight.sub_((chunk.weight - chunk.other) * keep)
+
+
+class _Arguments(NamedTuple):
+    """What a pass works on. ``other`` is the gradient, or the snapshot before or after the step."""
+
+    weight: Tensor
+    other: Tensor | None
+    grad: Tensor | None
+    row: Tensor
+    column: Tensor
+    data: list[Data]
+    average: Tensor | None = None
+
+    def measured(self, mode: Mode) -> Tensor:
+        """The weights before the optimizer step."""
+        if mode == "after":
+            assert self.other is not None  # noqa: S101 - an invariant: this mode has a snapshot
+            return self.other
+        return self.weight
+
+    def block(self, place: int, mode: Mode) -> Block:
+        """What the rules of one mechanism see."""
+        data = self.data[place]
+        draw = None if data.keys is None else Draw(*data.keys, self.row.unsqueeze(1) + self.column)
+        weight = self.measured(mode)
+        state = None if data.state is None else data.state.to(computing_dtype(weight))
+        return Block(weight, self.grad, self.average, data.gain, state, draw, data.operands)
+
+    def with_gain(self, place: int, gain: Tensor) -> _Arguments:
+        """The same with what normalizes one mechanism filled in."""
+        data = list(self.data)
+        data[place] = data[place]._replace(gain=gain)
+        return self._replace(data=data)
+
+    def rows(self, first: int, last: int) -> _Arguments:
+        """Some rows of everything that has rows."""
+        height = self.weight.shape[0]
+
+        def cut(tensor: Tensor | None) -> Tensor | None:
+            return tensor[first:last] if tensor is not None and tensor.ndim and tensor.shape[0] == height else tensor
+
+        data = [
+            part._replace(state=cut(part.state), operands=tuple(o for o in map(cut, part.operands) if o is not None))
+            for part in self.data
+        ]
+        return self._replace(
+            weight=self.weight[first:last],
+            other=cut(self.other),
+            grad=cut(self.grad),
+            row=self.row[first:last],
+            data=data,
+        )
+
+
+def _chunks(arguments: _Arguments) -> Iterator[_Arguments]:
+    rows, columns = arguments.weight.shape
+    step = max(CHUNK // max(columns, 1), 1)
+    if step >= rows:
+        yield arguments
+    else:
+        for first in range(0, rows, step):
+            yield arguments.rows(first, min(first + step, rows))
+
+
+#: Contraction lets a processor multiply and add in one instruction.
+_OPTIONS: dict[str, Any] = {"cpp.enable_floating_point_contract_flag": "fast", "assert_indirect_indexing": False}
+_failed = False
+
+
+@functools.cache
+def _compiled(function: _Sum | _Sweep) -> Callable[[_Arguments], Any]:
+    known = inspect.signature(torch.compile).parameters
+    limits: dict[str, Any] = {"recompile_limit": 64, "isolate_recompiles": True}
+    more = {name: value for name, value in limits.items() if name in known}
+    return torch.compile(lambda chunk: function(chunk), dynamic=True, options=_OPTIONS, **more)
+
+
+def _call(function: _Sum | _Sweep, chunk: _Arguments, compiled: bool) -> Any:
+    global _failed
+    if compiled and not _failed:
+        try:
+            return _compiled(function)(chunk)
+        except Exception as error:  # whatever a compiler may raise; nothing has run yet
+            _failed = True
+            rank_zero_warn(f"bio_lightning: kernel 'compiled' fails, 'eager' takes over: {error}")
+    return function(chunk)
+
+
+def _mean(of: _Sum, chunks: Sequence[_Arguments], compiled: bool) -> Tensor:
+    """Mean over a layer, broadcastable against its matrix."""
+    sums = [_call(of, chunk, compiled) for chunk in chunks]
+    total = sums[0] if len(sums) == 1 else torch.stack(sums).sum(dim=0)
+    count = sum(chunk.weight.shape[1] * (1 if of.layer_per_row else chunk.weight.shape[0]) for chunk in chunks)
+    return (total / count).to(computing_dtype(chunks[0].weight))
+
+
+@torch.no_grad()
+def run(
+    forms: tuple[Form, ...],
+    mode: Mode,
+    weight: Tensor,
+    other: Tensor | None,
+    index: tuple[Tensor, Tensor],
+    data: list[Data],
+    *,
+    grad: Tensor | None = None,
+    layer_per_row: bool = False,
+    compiled: bool = False,
+) -> None:
+    """Run the pass over one matrix, in place.
+
+    Args:
+        forms: What the mechanisms do, in order.
+        mode: See :data:`Mode`.
+        weight: Weights, ``(rows, columns)``.
+        other: Gradient or snapshot, the shape of ``weight``.
+        index: int32 index of every row and of every column: an element's logical index is the sum of its two.
+        data: Tensors of every mechanism, in the order of ``forms``.
+        grad: Raw gradient where ``other`` is a snapshot.
+        layer_per_row: Whether every row is a layer of its own, with its own statistics.
+        compiled: Compile it, once for all shapes; where that fails, warn once and stay eager.
+    """
+    whole = _Arguments(weight, other, other if mode == "gradient" else grad, *index, data)
+    chunks = [whole] if compiled or layer_per_row else list(_chunks(whole))
+    if any(rule is not None and rule.reads_average for form in forms for rule in form):
+        average = _mean(_Sum(None, 0, mode, layer_per_row), chunks, compiled)
+        chunks = [chunk._replace(average=average) for chunk in chunks]
+    for place, form in enumerate(forms):
+        if form.normalizer is not None:
+            mean = _mean(_Sum(form.normalizer, place, mode, layer_per_row), chunks, compiled)
+            gain = ratio(torch.ones_like(mean), mean, at_zero=1.0)
+            chunks = [chunk.with_gain(place, gain) for chunk in chunks]
+    for chunk in chunks:
+        _call(_Sweep(forms, mode), chunk, compiled)

@@ -1,0 +1,104 @@
+"""How a weight lies in memory: as a matrix in memory order, with the logical index of every element."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from bio_lightning.functional.noise import element_index
+
+__all__ = ["Layout"]
+
+
+class Layout:
+    """View of a weight, and of what has its shape, as a matrix whose elements lie in memory order.
+
+    A channels-last convolution, say, keeps its output channels as rows and its columns in the order of memory. The
+    noise counts elements in logical order, so the index of an element is the sum of its row's and its column's.
+
+    Args:
+        weight: The weight tensor; dense, whatever its strides.
+        leading: Dimensions that make the rows.
+    """
+
+    def __init__(self, weight: Tensor, leading: int = 1) -> None:
+        shape = tuple(weight.shape)
+        self._leading = leading
+        strides = self._strides = weight.stride()
+        self._shape = shape
+        self._device = weight.device
+        rest = sorted(range(leading, weight.ndim), key=lambda dim: (-strides[dim], dim))
+        self._order = (*range(leading), *rest)
+        logical = [math.prod(shape[dim + 1 :]) for dim in range(len(shape))]
+
+        def count(dims: tuple[int, ...]) -> Tensor:
+            """Logical index of the elements along some dimensions, in memory order, modulo 2**32."""
+            index = torch.zeros(1, dtype=torch.int64)
+            for dim in dims:
+                index = (index.unsqueeze(-1) + torch.arange(shape[dim]) * logical[dim]).flatten()
+            return index.to(torch.int32).to(weight.device)
+
+        self.index = count(self._order[:leading]), count(self._order[leading:])
+        #: What decides whether two weights can lie side by side.
+        self.key = (shape, self._order, leading)
+
+    @property
+    def flat_index(self) -> Tensor:
+        """Logical index of every element, in memory order."""
+        row, column = self.index
+        return (row.unsqueeze(1) + column).flatten()
+
+    def fits(self, weight: Tensor) -> bool:
+        """Whether the weight still lies as it did."""
+        return (weight.shape, weight.stride(), weight.device) == (self._shape, self._strides, self._device)
+
+    @staticmethod
+    def alike(first: Tensor, second: Tensor) -> bool:
+        """Whether two tensors lie alike."""
+        return (first.shape, first.stride(), first.device, first.dtype) == (
+            second.shape, second.stride(), second.device, second.dtype,
+        )  # fmt: skip
+
+    @staticmethod
+    def logical_index(weight: Tensor) -> Tensor:
+        """Logical index of every element in the weight's own shape."""
+        return element_index(weight.shape, device=weight.device)
+
+    def matrix(self, tensor: Tensor) -> Tensor:
+        """A tensor of the weight's shape as a matrix: a view where it lies as the weight does, else a copy."""
+        moved = tensor.detach().permute(self._order)
+        return moved.flatten(0, self._leading - 1).flatten(1)
+
+    def write_back(self, tensor: Tensor, matrix: Tensor) -> None:
+        """Put a matrix back where :meth:`matrix` had to copy."""
+        if tensor.untyped_storage().data_ptr() != matrix.untyped_storage().data_ptr():
+            moved = tensor.detach().permute(self._order)
+            moved.copy_(matrix.view(moved.shape))
+
+    def stack(self, tensors: Sequence[Tensor | None]) -> Tensor:
+        """Several tensors of the weight's shape as the rows of one matrix: a copy."""
+        return torch.stack([self.matrix(tensor).flatten() for tensor in tensors if tensor is not None])
+
+    def scatter(self, rows: Tensor, tensors: Sequence[Tensor | None]) -> None:
+        """Put every row back into its tensor."""
+        views = [tensor.detach().permute(self._order) for tensor in tensors if tensor is not None]
+        torch._foreach_copy_(views, [row.view(views[0].shape) for row in rows.unbind(0)])
+
+    def operand(self, tensor: Tensor) -> Tensor:
+        """A tensor that broadcasts against the weight as one that broadcasts against the matrix."""
+        padded = tensor.view((1,) * (len(self._shape) - tensor.ndim) + tensor.shape)
+        moved = padded.permute(self._order)
+        rows, columns = list(moved.shape[: self._leading]), list(moved.shape[self._leading :])
+        full = [self._shape[dim] for dim in self._order]
+        if any(size != 1 for size in rows):
+            rows = full[: self._leading]
+        if any(size != 1 for size in columns):
+            columns = full[self._leading :]
+        return moved.expand(*rows, *columns).flatten(0, self._leading - 1).flatten(1)
+
+    def full(self, tensor: Tensor) -> Tensor:
+        """The same, spread over the whole matrix."""
+        return self.operand(tensor).expand(len(self.index[0]), len(self.index[1]))

@@ -1,0 +1,145 @@
+"""The pass is the same however it runs: in chunks, side by side, compiled."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from bio_lightning import (
+    Crystallization,
+    FuzzyLearningRates,
+    SynapticScaling,
+    VolumeDependentLR,
+    kernels,
+    multipliers,
+    plasticity,
+)
+from tests.models import CLASSES, CNN, MLP, different, fit, make_model, weights_of
+
+
+class Twins(MLP):
+    """Two layers of one shape, which lie side by side, and two of their own."""
+
+    def __init__(self, optimizer: str = "sgd") -> None:
+        super().__init__(optimizer)
+        wide = [part for _ in range(2) for part in (nn.Linear(16, 16), nn.ReLU())]
+        self.net = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), *wide, nn.Linear(16, CLASSES))
+
+
+class NoDropout(CNN):
+    """Dropout draws in the order of memory."""
+
+    def __init__(self, optimizer: str = "sgd") -> None:
+        super().__init__(optimizer)
+        self.net[5] = nn.Identity()
+
+
+class ChannelsLast(NoDropout):
+    def __init__(self, optimizer: str = "sgd") -> None:
+        super().__init__(optimizer)
+        self.net[0].to(memory_format=torch.channels_last)
+        self.net[3].to(memory_format=torch.channels_last)
+
+
+def plastic(kernel: str = "eager") -> list:
+    """All gradient mechanisms, at settings where each of them acts."""
+    return [
+        FuzzyLearningRates(nu=0.4, kernel=kernel),
+        VolumeDependentLR(stability_factor=3.0),
+        SynapticScaling(target=0.3),
+        Crystallization(crystal_thresh=0.05, recovery=0.2),
+    ]
+
+
+def trained(model_class, optimizer: str, callbacks: list) -> dict[str, torch.Tensor]:
+    model = make_model(model_class, optimizer, double=True)
+    fit(model, callbacks)
+    found = weights_of(model)
+    found.update({f"multiplier of {name}": m for name, m in multipliers(model).items()})
+    return found
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+@pytest.mark.parametrize("model_class", [Twins, CNN, ChannelsLast])
+def test_chunks_change_nothing(monkeypatch, model_class, optimizer):
+    monkeypatch.setattr(plasticity, "SMALL", 0)
+    whole = trained(model_class, optimizer, plastic())
+    monkeypatch.setattr(kernels, "CHUNK", 7)
+    chunked = trained(model_class, optimizer, plastic())
+    assert all(torch.allclose(whole[name], chunked[name], rtol=1e-9, atol=1e-12) for name in whole)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_layers_side_by_side_are_treated_as_alone(monkeypatch, optimizer):
+    together = trained(Twins, optimizer, plastic())
+    monkeypatch.setattr(plasticity, "SMALL", 0)
+    alone = trained(Twins, optimizer, plastic())
+    assert all(torch.allclose(together[name], alone[name], rtol=1e-9, atol=1e-12) for name in alone)
+
+
+def test_memory_format_changes_nothing():
+    plain, channels_last = (trained(model_class, "sgd", plastic()) for model_class in (NoDropout, ChannelsLast))
+    assert all(torch.allclose(plain[name], channels_last[name], rtol=1e-9, atol=1e-12) for name in plain)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_compiled_equals_eager(optimizer):
+    """Every function is compiled once, for layers of all sizes, alone and side by side."""
+    kernels._compiled.cache_clear()
+    eager = trained(Twins, optimizer, plastic())
+    compiled = trained(Twins, optimizer, plastic("compiled"))
+    assert not kernels._failed, "the compiler must be tested, not the way without it"
+    assert kernels._compiled.cache_info().currsize > 0
+    for name, values in eager.items():
+        assert torch.allclose(values, compiled[name], rtol=2e-6, atol=1e-8), name
+    plain = trained(Twins, optimizer, [FuzzyLearningRates(distribution="baseline")])
+    assert all(not torch.allclose(plain[f"net.{i}.weight"], eager[f"net.{i}.weight"], rtol=1e-3) for i in (0, 2, 4, 6))
+
+
+def test_compiled_noise_is_the_eager_one():
+    from bio_lightning.functional import Noise
+
+    index = torch.arange(4096, dtype=torch.int32) * 7919
+    noise = Noise(3, 5, 7)
+
+    def draw(first, second, index):
+        drawn = noise.at(index)._replace(first=first, second=second)
+        return drawn.bits(), drawn.uniform(index), drawn.normal(index)
+
+    compiled = torch.compile(draw, dynamic=True)(*noise.keys(), index)
+    bits, uniform, normal = draw(*noise.keys(), index)
+    assert torch.equal(bits, compiled[0])
+    assert torch.equal(uniform, compiled[1])
+    assert torch.allclose(normal, compiled[2], rtol=2e-6, atol=0)
+
+
+def test_without_a_compiler_the_eager_way_is_taken(monkeypatch):
+    def broken(*_args, **_more):
+        def call(_chunk):
+            raise RuntimeError("no C++ compiler")
+
+        return call
+
+    monkeypatch.setattr(kernels, "_failed", False)
+    monkeypatch.setattr(torch, "compile", broken)
+    kernels._compiled.cache_clear()
+    with pytest.warns(UserWarning, match="kernel 'compiled' fails, 'eager' takes over: no C"):
+        fallen_back = trained(Twins, "sgd", plastic("compiled"))
+    kernels._compiled.cache_clear()
+    assert different(fallen_back, trained(Twins, "sgd", plastic())) == []
+
+
+def test_auto_compiles_large_models_in_long_runs(monkeypatch):
+    from bio_lightning import settings
+
+    model, crystal = make_model("MLP"), Crystallization()
+    fit(model, [crystal], max_steps=1000)
+    assert not crystal.session.plasticity.compiled
+    monkeypatch.setattr(settings, "_MANY_WEIGHTS", 100)
+    for steps, expected in ((3, False), (1000, True)):
+        crystal = Crystallization(start_step=10**6)
+        fit(copy.deepcopy(model), [crystal], max_steps=steps)
+        assert crystal.session.plasticity.compiled == expected
