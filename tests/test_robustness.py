@@ -235,6 +235,20 @@ def test_trained_shares_of_a_split_are_kept_by_new_callbacks():
     assert different(model.at_start, trained) == []
 
 
+@pytest.mark.parametrize("fresh_callback", [True, False])
+def test_a_model_that_was_split_for_a_test_starts_with_unequal_shares(fresh_callback):
+    class Still(MLP):
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.0)
+
+    model, whole, splitting = make_model(Still, double=True), make_model(Still, double=True), WeightSplitting(gamma=3)
+    make_trainer([splitting]).test(model, DataLoader(model.batches(1), batch_size=None), verbose=False)
+    fit(model, [WeightSplitting(gamma=3) if fresh_callback else splitting], steps=1)
+    parts = weights_of(model)["net.2.weight"]
+    assert (parts[0] != parts[1]).float().mean() > 0.99
+    assert torch.allclose(parts.sum(dim=0), weights_of(whole)["net.2.weight"], atol=1e-12)
+
+
 def test_fitted_models_are_collected():
     model = make_model("MLP")
     fit(model, [FuzzyLearningRates(), SynapticScaling()])

@@ -59,7 +59,6 @@ class WeightSplitting(Mechanism):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._order = self.forward_order
-        self._just_split: set[str] = set()
         require(
             self.activation is None or self.mode == "grouped", "activation", self.activation, "null with mode: synapses"
         )
@@ -119,12 +118,15 @@ class WeightSplitting(Mechanism):
 
     @torch.no_grad()
     def initialize(self, session: Session, synapses: Synapses) -> None:
-        """On a fresh start give the synapses of a connection unequal shares."""
+        """On a fresh start give the synapses of a connection unequal shares.
+
+        Shares that are still equal to the bit are those of the split: no plasticity of their own has moved them apart.
+        That is asked of the weights, as another Trainer may have split them, for a test before the first fit.
+        """
         tensors = session.store.setdefault(synapses.name, {})
-        if synapses.name in self._just_split and not session.resumed:
-            weight = synapses.weight
+        weight = synapses.weight
+        if synapses.gamma > 1 and not session.resumed and bool((weight == weight[:1]).all()):
             weight.copy_(functional.split_weights(weight.sum(dim=0), self.gamma, self.noise(synapses.name, 0)))
-        self._just_split.discard(synapses.name)
         tensors["gamma"] = torch.tensor(self.gamma)
 
     @staticmethod
@@ -197,7 +199,6 @@ class WeightSplitting(Mechanism):
         if self.mode == "grouped" and group_hook(layer) is None:
             group_outputs(layer, self.gamma, self.activation)
         elif self.mode == "synapses" and not isinstance(layer, SplitLayer):
-            self._just_split.add(synapses.name)
             for site in synapses.sites:
                 split_layer(site.module, self.gamma)
                 site.module._parameters["weight"] = layer._parameters["weight"]  # tied layers stay tied
