@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import itertools
 import random
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +18,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import fx, nn
 
 from bio_lightning.errors import BioConfigError, nearest_name
+from bio_lightning.hidden_neurons import Hidden, hidden_neurons, output_neurons
 from bio_lightning.synapses import is_norm, named_modules, plain_name
 
 __all__ = ["Architecture", "Reader", "trace_architecture"]
@@ -40,6 +42,8 @@ class Architecture:
         outputs: Layers whose output, perhaps through activations, is the model's.
         norms: For a layer the norm directly behind it.
         readers: For a layer all layers that read its neurons; missing where that is unknown.
+        hidden: For a layer behind recurrent ones the hidden neurons that it reads, each population by the recurrent
+            weight that reads it, too; empty where they cannot be told.
         source: How it was found out.
     """
 
@@ -48,6 +52,7 @@ class Architecture:
     outputs: set[str] = dataclasses.field(default_factory=set)
     norms: dict[str, str] = dataclasses.field(default_factory=dict)
     readers: dict[str, tuple[Reader, ...]] = dataclasses.field(default_factory=dict)
+    hidden: dict[str, Hidden] = dataclasses.field(default_factory=dict)
     source: str = "registration order"
 
 
@@ -115,29 +120,47 @@ def _traced_here(model: pl.LightningModule, layers: dict[str, nn.Module]) -> Arc
     if whole is not None:
         return whole
     if getattr(model, "example_input_array", None) is not None:
-        return _dry_run(model, layers)
+        return _with_doubts(_dry_run(model, layers), layers)
     parts = _trace_parts(model, "", layers)
     if is_overridden("forward", model, pl.LightningModule):
         parts.readers.clear()  # a forward that cannot be traced may use the parts in any way
+        parts.hidden.clear()
     parts.order += [name for name in layers if name not in parts.order]
-    return _with_ends(parts)
+    return _with_doubts(_with_ends(parts), layers)
+
+
+def _with_doubts(flow: Architecture, layers: dict[str, nn.Module]) -> Architecture:
+    """Layers that come behind a recurrent one and have its size may read its neurons, or others of their number."""
+    for before, name in itertools.pairwise(flow.order):
+        inputs = getattr(layers[name], "in_features", getattr(layers[name], "input_size", None))
+        if isinstance(layers[before], _RECURRENT) and inputs == output_neurons(layers[before]):
+            flow.hidden.setdefault(name, ())
+    return flow
 
 
 # ---- fx -------------------------------------------------------------------------------------------------------------
 
-#: Modules and functions that keep neurons apart and in place.
+_RECURRENT = (nn.RNNBase, nn.RNNCellBase)
+_POOLING = (
+    nn.modules.pooling._MaxPoolNd, nn.modules.pooling._AvgPoolNd, nn.modules.pooling._AdaptiveAvgPoolNd,
+    nn.modules.pooling._AdaptiveMaxPoolNd,
+)  # fmt: skip
+#: Modules and functions that keep neurons apart and in place; pooling does on feature maps only.
 _KEEPS_NEURONS = (
     nn.modules.activation.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.RReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU,
     nn.Mish, nn.Sigmoid, nn.LogSigmoid, nn.Tanh, nn.Softplus, nn.Softsign, nn.Hardtanh, nn.Hardswish, nn.Hardsigmoid,
-    nn.Threshold, nn.Identity, nn.modules.dropout._DropoutNd, nn.modules.pooling._MaxPoolNd,
-    nn.modules.pooling._AvgPoolNd, nn.modules.pooling._AdaptiveAvgPoolNd, nn.modules.pooling._AdaptiveMaxPoolNd,
+    nn.Threshold, nn.Identity, nn.modules.dropout._DropoutNd, *_POOLING,
 )  # fmt: skip
-_KEEPING_FUNCTIONS: frozenset[Callable[..., Any]] = frozenset(
+_POOLING_FUNCTIONS: frozenset[Callable[..., Any]] = frozenset(
+    (
+        fn.max_pool1d, fn.max_pool2d, fn.max_pool3d, fn.avg_pool1d, fn.avg_pool2d, fn.avg_pool3d,
+        fn.adaptive_avg_pool1d, fn.adaptive_avg_pool2d, fn.adaptive_avg_pool3d,
+    )
+)  # fmt: skip
+_KEEPING_FUNCTIONS: frozenset[Callable[..., Any]] = _POOLING_FUNCTIONS | frozenset(
     (
         fn.relu, fn.relu6, fn.leaky_relu, fn.elu, fn.selu, fn.celu, fn.gelu, fn.silu, fn.mish, fn.softplus,
-        fn.softsign, fn.hardtanh, fn.hardswish, fn.hardsigmoid, fn.dropout, fn.max_pool1d, fn.max_pool2d,
-        fn.max_pool3d, fn.avg_pool1d, fn.avg_pool2d, fn.avg_pool3d, fn.adaptive_avg_pool1d, fn.adaptive_avg_pool2d,
-        fn.adaptive_avg_pool3d, torch.relu, torch.tanh, torch.sigmoid,
+        fn.softsign, fn.hardtanh, fn.hardswish, fn.hardsigmoid, fn.dropout, torch.relu, torch.tanh, torch.sigmoid,
     )
 )  # fmt: skip
 _KEEPING_METHODS = frozenset(("relu", "tanh", "sigmoid", "contiguous", "to", "float"))
@@ -168,6 +191,7 @@ def _trace(root: nn.Module, prefix: str, layers: dict[str, nn.Module]) -> Archit
             flow.order += [n for n in walk.layers_in(node) if n not in flow.order]
     for node in graph.nodes:
         walk.note(node)
+    walk.note_hidden(graph)
     # a weight used outside its layer's forward is not seen by the trace
     return flow if set(flow.order) >= {n for n in layers if n.startswith(prefix)} else None
 
@@ -212,6 +236,43 @@ class _Walk:
         readers = tuple(reader for reader in found if isinstance(reader, Reader))
         if len(readers) == len(found) and readers and layer not in self.flow.readers:
             self.flow.readers[layer] = readers
+
+    def note_hidden(self, graph: fx.Graph) -> None:
+        """Record which layers read hidden neurons of recurrent ones."""
+        recurrent = {
+            node: (self.name(node), self.layers[self.name(node)])
+            for node in graph.nodes
+            if node.op == "call_module" and isinstance(self.layers.get(self.name(node)), _RECURRENT)
+        }
+        seen: dict[str, set[Hidden]] = {}
+        for node in graph.nodes:
+            inside = self.layers_in(node)
+            source = node.args[0] if inside and node.args else None
+            if isinstance(source, fx.Node) and self._nearest_layers(source) & set(recurrent):
+                module = self.layers[inside[0]] if inside == [self.name(node)] else None
+                found = hidden_neurons(source, recurrent, self._keeps_units)
+                known = found if isinstance(module, (nn.Linear, *_RECURRENT)) else None
+                seen.setdefault(inside[0], set()).add(known or ())
+        # a layer that is called several times has to read the same neurons each time
+        self.flow.hidden.update({name: found.pop() if len(found) == 1 else () for name, found in seen.items()})
+
+    def _nearest_layers(self, node: fx.Node) -> set[fx.Node]:
+        """Calls of layers upstream with no other layer in between."""
+        found, seen, stack = set(), set(), [node]
+        while stack:
+            current = stack.pop()
+            if self.layers_in(current):
+                found.add(current)
+            elif current not in seen:
+                seen.add(current)
+                stack += current.all_input_nodes
+        return found
+
+    def _keeps_units(self, node: fx.Node) -> bool:
+        """Whether a call keeps the neurons of sequences, whose last dimension pooling would mix."""
+        module = self.modules[str(node.target)] if node.op == "call_module" else None
+        pools = isinstance(module, _POOLING) or node.target in _POOLING_FUNCTIONS
+        return self._keeps_neurons(node) and not pools
 
     def _reaches_layer(self, node: fx.Node) -> bool:
         """Whether a layer lies anywhere upstream."""
@@ -279,11 +340,13 @@ def _trace_parts(module: nn.Module, prefix: str, layers: dict[str, nn.Module]) -
         if part is None:
             part = _trace_parts(child, f"{path}.", layers)
             part.readers.clear()
+            part.hidden.clear()
         if path in below:
             part.order.insert(0, path)
         total.order += [name for name in part.order if name not in total.order]
         total.norms.update(part.norms)
         total.readers.update(part.readers)
+        total.hidden.update(part.hidden)
     return total
 
 

@@ -154,6 +154,87 @@ def test_inner_layers_of_torch_modules_are_in_order():
     assert trace(Tied()).order == ["embed", "hidden", "readout"]
 
 
+class Reads(ZooModel):
+    """A head on what ``read`` takes of a recurrent layer's output."""
+
+    def __init__(self, rnn: nn.Module, head: nn.Module, read) -> None:
+        super().__init__()
+        self.rnn, self.head, self.read = rnn, head, read
+        self.act, self.pool = nn.ReLU(), nn.AvgPool1d(1)
+
+    def forward(self, x):
+        return self.head(self.read(self, self.rnn(x)))
+
+
+LAST, BOTH = ("rnn.weight_hh_l1",), ("rnn.weight_hh_l1", "rnn.weight_hh_l1_reverse")
+GRU, LSTM = nn.GRU(6, 5, num_layers=2), nn.LSTM(6, 5, num_layers=2)
+TWO_WAYS = nn.GRU(6, 5, num_layers=2, bidirectional=True)
+
+
+@pytest.mark.parametrize(
+    ("rnn", "read", "expected"),
+    [
+        (GRU, lambda m, out: out[0], LAST),
+        (LSTM, lambda m, out: out[0][:, -1], LAST),
+        (LSTM, lambda m, out: m.act(out[0]).mean(dim=1), LAST),
+        (LSTM, lambda m, out: torch.relu(out[0][-1, :, :]), LAST),
+        (GRU, lambda m, out: out[1][-1], LAST),
+        (GRU, lambda m, out: out[1][0], ("rnn.weight_hh_l0",)),
+        (LSTM, lambda m, out: out[1][0][-1], LAST),
+        (nn.RNN(6, 5), lambda m, out: out[1].squeeze(0), ("rnn.weight_hh_l0",)),
+        (TWO_WAYS, lambda m, out: out[0], BOTH),
+        (TWO_WAYS, lambda m, out: torch.cat((out[1][-2], out[1][-1]), dim=1), BOTH),
+        (TWO_WAYS, lambda m, out: torch.cat([out[1][3], out[1][2]], -1), tuple(reversed(BOTH))),
+        (nn.GRUCell(6, 5), lambda m, out: out, ("rnn.weight_hh",)),
+        (nn.LSTMCell(6, 5), lambda m, out: out[0], ("rnn.weight_hh",)),
+        (LSTM, lambda m, out: out[1][1][-1], ()),  # the cell state
+        (nn.LSTMCell(6, 5), lambda m, out: out[1], ()),
+        (GRU, lambda m, out: out[0].flip(-1), ()),
+        (GRU, lambda m, out: m.pool(out[0]), ()),
+        (GRU, lambda m, out: out[0][:, -1] + out[1][-1], ()),
+        (GRU, lambda m, out: out[0][:, :, [4, 3, 2, 1, 0]], ()),
+        (GRU, lambda m, out: out[0].mean(dim=-1), ()),
+        (GRU, lambda m, out: torch.cat((out[0], out[0].flip(-1)), -1), ()),
+    ],
+)
+def test_hidden_neurons_are_followed_to_the_layer_that_reads_them(rnn, read, expected):
+    flow = trace(Reads(rnn, nn.Linear(5, 4), read))
+    assert flow.source == "fx trace"
+    assert flow.hidden == {"head": expected}
+
+
+def test_hidden_neurons_between_recurrent_layers_and_with_layers_in_between():
+    assert trace(Recurrent()).hidden == {"gru": BOTH, "head": ("gru.weight_hh_l0",)}
+    behind = nn.Sequential(nn.LayerNorm(5), nn.Linear(5, 5), nn.ReLU(), nn.Linear(5, 4))
+    assert trace(Reads(GRU, behind, lambda m, out: out[0])).hidden == {"head.1": LAST}
+    attention = Reads(GRU, nn.TransformerEncoderLayer(5, 1, 8), lambda m, out: out[0])
+    assert trace(attention).hidden == {"head.self_attn": ()}
+
+
+@pytest.mark.parametrize(("second", "expected"), [(1, LAST), (0, ())])
+def test_two_calls_have_to_read_the_same_hidden_neurons(second, expected):
+    class Twice(Reads):
+        def forward(self, x):
+            state = self.rnn(x)[1]
+            return self.head(state[1]), self.head(state[second])
+
+    assert trace(Twice(GRU, nn.Linear(5, 4), None)).hidden == {"head": expected}
+
+
+def test_without_a_trace_hidden_neurons_are_doubtful_where_the_sizes_agree():
+    def read(model, out):
+        return out[0] if out[0].sum() > -1e9 else out[0].flip(-1)
+
+    model = Reads(GRU, nn.Linear(5, 4), read)
+    assert trace(model).hidden == {"head": ()}
+    model.example_input_array = torch.zeros(2, 3, 6)
+    assert trace(model).source == "dry run on example_input_array"
+    assert trace(model).hidden == {"head": ()}
+    model.head = nn.Linear(4, 4)
+    model.example_input_array = None
+    assert trace(model).hidden == {}
+
+
 def test_split_layers_and_own_subclasses_are_layers_too():
     class MyLinear(nn.Linear):
         def forward(self, x):

@@ -7,10 +7,10 @@ from typing import ClassVar, Literal
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from torch import Tensor, nn
+from torch import Tensor
 
 from bio_lightning import functional
-from bio_lightning.callbacks.mechanism import Observables, ScheduledMechanism
+from bio_lightning.callbacks.mechanism import Observables, ScheduledMechanism, require
 from bio_lightning.errors import BioConfigError
 from bio_lightning.optimizers import Owner
 from bio_lightning.parameters import number
@@ -35,12 +35,12 @@ class DalesPrinciple(ScheduledMechanism):
         axis: ``presynaptic``: one sign per neuron's outgoing weights; ``postsynaptic``: per neuron's incoming weights,
             as the predecessor did.
         shared: Groups of patterns; layers of a group read the same neurons and so share signs (query, key and value
-            projections). A recurrent layer's recurrent weights and the next layer's input weights share by themselves.
+            projections). A recurrent layer's recurrent weights and the layer that reads its output share by themselves.
         on_mismatch: What to do with weights from a checkpoint without signs: ``project`` or ``refuse``.
 
     Raises:
-        BioConfigError: A value is out of range, a group's layers read different numbers of neurons, or ``balanced``
-            meets a layer whose neurons are all of one kind.
+        BioConfigError: A value is out of range, a group's layers read different numbers of neurons, ``shared`` is
+            given with ``axis: postsynaptic``, or ``balanced`` meets a layer whose neurons are all of one kind.
 
     Example:
         >>> DalesPrinciple(excitatory_fraction=0.75).axis
@@ -60,6 +60,11 @@ class DalesPrinciple(ScheduledMechanism):
     shared: tuple[tuple[str, ...], ...] = ()
     on_mismatch: Literal["project", "refuse"] = "project"
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        free = not self.shared or self.axis == "presynaptic"
+        require(free, "shared", self.shared, "an empty list with axis: postsynaptic, as no two layers feed one neuron")
+
     def choose_targets(self, session: Session) -> None:
         """Choose the targets, without those that read the model's input."""
         super().choose_targets(session)
@@ -74,6 +79,13 @@ class DalesPrinciple(ScheduledMechanism):
                     f"{self.name}.include", self.include, "patterns that name a layer behind the input layer, or"
                     " input_layer: true"
                 )  # fmt: skip
+        for name, synapses in self.targets.items() if self.axis == "presynaptic" else ():
+            behind = synapses.module_name in session.architecture.hidden and not _is_recurrent(synapses)
+            if behind and name not in self._groups and _populations(session, synapses)[0][0] == name:
+                session.tell(
+                    f"{name} may read hidden neurons of a recurrent layer, in a way that tracing cannot follow: its"
+                    " signs are its own, unless dales_principle.shared groups it with the recurrent weights"
+                )
 
     def initialize(self, session: Session, synapses: Synapses) -> None:
         """Draw the signs; on a fresh start give the weights their signs."""
@@ -145,12 +157,16 @@ class DalesPrinciple(ScheduledMechanism):
         """Signs of the neurons that a weight reads, in one draw per population of neurons."""
         if self.axis == "postsynaptic":
             return self._population(synapses.name, synapses.postsynaptic_neurons)
-        group = self._groups.get(synapses.name)
-        if group is not None:
-            return self._population("\0".join(group), synapses.presynaptic_neurons)
-        return torch.cat([self._population(name, size) for name, size in _populations(synapses)])
+        members = self._groups.get(synapses.name, (synapses.name,))
+        readings = (_populations(session, session.synapses[member]) for member in members)
+        # a group reads what any of its members is known to read
+        populations = next((p for p in readings if p[0][0] not in members), None)
+        if populations is None:
+            populations = [(synapses.name, synapses.presynaptic_neurons)]
+        return torch.cat([self._population(name, size) for name, size in populations])
 
     def _population(self, name: str, size: int) -> Tensor:
+        name = "\0".join(self._groups.get(name, (name,)))
         return functional.random_signs(size, self.noise(name, 0), excitatory_fraction=self.excitatory_fraction)
 
     def _shared_names(self, session: Session) -> dict[str, tuple[str, ...]]:
@@ -176,16 +192,22 @@ def _is_recurrent(synapses: Synapses) -> bool:
     )
 
 
-def _populations(synapses: Synapses) -> list[tuple[str, int]]:
+def _populations(session: Session, synapses: Synapses) -> list[tuple[str, int]]:
     """The populations of neurons that a weight reads, with their sizes.
 
-    Recurrent weights of a layer and input weights of the next read the same hidden neurons, both directions of them
-    where the layer is bidirectional.
+    Recurrent weights and whatever reads the same hidden neurons share them: the next layer of the same module, both
+    directions of it where it is bidirectional, and the layer behind the module, where the trace sees what it reads.
     """
+    own = [(synapses.name, synapses.presynaptic_neurons)]
     layer = synapses.attribute.removeprefix("weight_ih_l").split("_")[0]
-    if isinstance(synapses.module, nn.RNNBase) and layer.isdigit() and int(layer) > 0:
+    if _is_recurrent(synapses) and not layer.isdigit():
+        return own
+    if layer.isdigit() and int(layer) > 0:
         prefix = f"{synapses.name.removesuffix(synapses.attribute)}weight_hh_l{int(layer) - 1}"
-        directions = ("", "_reverse") if synapses.module.bidirectional else ("",)
-        size = synapses.presynaptic_neurons // len(directions)
-        return [(prefix + direction, size) for direction in directions]
-    return [(synapses.name, synapses.presynaptic_neurons)]
+        hidden: tuple[str, ...] = (prefix, f"{prefix}_reverse")[: 2 if synapses.module.bidirectional else 1]
+    else:
+        hidden = session.architecture.hidden.get(synapses.module_name, ()) if len(synapses.sites) == 1 else ()
+    if not all(name in session.synapses for name in hidden):
+        return own
+    sizes = [session.synapses[name].presynaptic_neurons for name in hidden]
+    return list(zip(hidden, sizes, strict=True)) if sum(sizes) == synapses.presynaptic_neurons else own

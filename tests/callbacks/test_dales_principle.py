@@ -146,6 +146,47 @@ def test_recurrent_columns_have_one_sign_over_all_gates():
     hidden = torch.cat([signs["rnn.weight_hh_l0"], signs["rnn.weight_hh_l0_reverse"]])
     assert torch.equal(signs["rnn.weight_ih_l1"], hidden)
     assert torch.equal(signs["rnn.weight_ih_l1_reverse"], hidden)
+    # and so do the layers behind
+    hidden = torch.cat([signs["rnn.weight_hh_l1"], signs["rnn.weight_hh_l1_reverse"]])
+    assert torch.equal(signs["gru.weight_ih_l0"], hidden)
+    assert torch.equal(signs["head.weight"], signs["gru.weight_hh_l0"])
+
+
+class Branched(ZooModel):
+    """Three heads: on the hidden neurons as they are, in an order that the trace does not follow, and on some."""
+
+    shape = (5, 6)
+
+    def __init__(self, optimizer: str = "sgd") -> None:
+        super().__init__(optimizer)
+        self.rnn = nn.GRU(6, 32, batch_first=True)
+        self.head, self.other, self.third = nn.Linear(32, 4), nn.Linear(32, 4), nn.Linear(7, 4)
+
+    def forward(self, x):
+        last = self.rnn(x)[0][:, -1]
+        return self.head(last) + self.other(last.flip(-1).flip(-1)) + self.third(last[:, :7])
+
+
+@pytest.mark.parametrize(
+    "shared", [("head", "other"), ("rnn.weight_hh*", "other"), ("rnn.weight_hh*", "head", "other")]
+)
+def test_what_a_trace_cannot_follow_is_said_and_can_be_grouped(shared, caplog):
+    with caplog.at_level("INFO"):
+        alone = make_model(Branched)
+        fit(alone, [DalesPrinciple(excitatory_fraction=0.5)], steps=1)
+    assert caplog.text.count("other.weight may read hidden neurons of a recurrent layer") == 1
+    assert caplog.text.count("third.weight may read") == 1
+    assert "head.weight may read" not in caplog.text
+    signs = dale_signs(alone)
+    assert torch.equal(signs["head.weight"], signs["rnn.weight_hh_l0"])
+    assert not torch.equal(signs["other.weight"], signs["rnn.weight_hh_l0"])
+    caplog.clear()
+    with caplog.at_level("INFO"):
+        grouped = make_model(Branched)
+        fit(grouped, [DalesPrinciple(excitatory_fraction=0.5, shared=(shared,))], steps=1)
+    assert "other.weight may read" not in caplog.text
+    signs = dale_signs(grouped)
+    assert all(torch.equal(signs[name], signs["rnn.weight_hh_l0"]) for name in ("head.weight", "other.weight"))
 
 
 def test_attention_columns_and_shared_groups():
@@ -166,6 +207,11 @@ def test_groups_of_different_size_or_overlap_are_errors():
         fit(make_model("MLP"), [DalesPrinciple(shared=(("net.2", "net.4"),))])
     with pytest.raises(BioConfigError, match="one group only"):
         fit(make_model("MLP"), [DalesPrinciple(shared=(("net.2",), ("net.2*",)))])
+
+
+def test_groups_of_incoming_weights_are_an_error():
+    with pytest.raises(BioConfigError, match=r"shared: got .*an empty list with axis: postsynaptic"):
+        DalesPrinciple(axis="postsynaptic", shared=(("q", "k"),))
 
 
 def test_frozen_layer_gets_its_signs_when_it_thaws():
