@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml  # type: ignore[import-untyped] # OmegaConf's parser, here for its exception only
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
-from omegaconf import BooleanNode, DictConfig, OmegaConf
+from omegaconf import BooleanNode, DictConfig, FloatNode, IntegerNode, OmegaConf
 from omegaconf.errors import InterpolationValidationError, OmegaConfBaseException, ValidationError
 
 from bio_lightning import predecessor
@@ -134,30 +134,18 @@ def load_config(source: Any, overrides: Iterable[str] = ()) -> DictConfig:
         (True, 3, False)
     """
     given = _read(source)
-    if predecessor.is_predecessor(given) and not set(given) & set(_TOP):
-        given, notes = predecessor.translate(_resolved(OmegaConf.create(given, flags={"allow_objects": True})))
-        for note in notes:
-            rank_zero_info(f"bio_lightning: {note}")
-    _check_names(given)
     changes = _parsed(overrides)
-    values = _overlaid(given, changes)
-    for section in (name for name in given if name in REGISTRY and "enabled" not in values[name]):
-        keys = ", ".join(map(str, given[section])) or "nothing"
-        raise BioConfigError(
-            f"{section}.enabled", None, f"true or false; the section sets {keys} and is silent on that"
-        )
-    config: DictConfig = OmegaConf.structured(BioConfig)
-    for name, value in values.items():
-        for key, item in value.items() if name in REGISTRY else ():
-            _assign(config[name], key, _INHERITED.get(key) if item is None else item)
-        if name in _SHARED:
-            _assign(config, name, value)
-    _enabled(config)
-    for name in (name for name in changes if name in REGISTRY and not config[name].enabled):
-        if set(changes[name]) - {"enabled"}:
-            keys = ", ".join(f"{name}.{key}" for key in changes[name])
-            rank_zero_warn(f"{keys}: overridden, but {name} is off", category=NoEffectWarning)
-    return config
+    if not predecessor.is_predecessor(given) or set(given) & set(_TOP):
+        return _merged(given, changes)
+    old = _marked(given, _resolved(OmegaConf.create(given, flags={"allow_objects": True})))
+    sections, notes = predecessor.translate(old)
+    for note in notes:
+        rank_zero_info(f"bio_lightning: {note}")
+    try:
+        return _merged(sections, changes)
+    except BioConfigError as error:
+        section, _, key = error.key.partition(".")
+        raise (error if key in changes.get(section, {}) else predecessor.named_by_field(error, old)) from None
 
 
 def bio_callbacks(source_or_config: Any, overrides: Iterable[str] = ()) -> list[BioCallback]:
@@ -178,6 +166,29 @@ def bio_callbacks(source_or_config: Any, overrides: Iterable[str] = ()) -> list[
         ['WeightRejuvenation']
     """
     return _enabled(load_config(source_or_config, overrides))
+
+
+def _merged(given: dict[str, Any], changes: dict[str, Any]) -> DictConfig:
+    """Sections and overrides on the schema, checked."""
+    _check_names(given)
+    values = _overlaid(given, changes)
+    for section in (name for name in given if name in REGISTRY and "enabled" not in values[name]):
+        keys = ", ".join(map(str, given[section])) or "nothing"
+        raise BioConfigError(
+            f"{section}.enabled", None, f"true or false; the section sets {keys} and is silent on that"
+        )
+    config: DictConfig = OmegaConf.structured(BioConfig)
+    for name, value in values.items():
+        for key, item in value.items() if name in REGISTRY else ():
+            _assign(config[name], key, _INHERITED.get(key) if item is None else item)
+        if name in _SHARED:
+            _assign(config, name, value)
+    _enabled(config)
+    for name in (name for name in changes if name in REGISTRY and not config[name].enabled):
+        if set(changes[name]) - {"enabled"}:
+            keys = ", ".join(f"{name}.{key}" for key in changes[name])
+            rank_zero_warn(f"{keys}: overridden, but {name} is off", category=NoEffectWarning)
+    return config
 
 
 # ---- reading --------------------------------------------------------------------------------------------------------
@@ -213,6 +224,24 @@ def _from_file(source: str) -> DictConfig:
     return config
 
 
+class _Interpolated(str):
+    """Text from an interpolation, which may stand for a number: an environment variable has nothing else to say."""
+
+
+def _marked(raw: Any, resolved: Any) -> Any:
+    """The resolved values, with a mark on text that came from an interpolation."""
+    if isinstance(raw, Mapping) and isinstance(resolved, Mapping):
+        return {key: _marked(raw.get(key), value) for key, value in resolved.items()}
+    return _Interpolated(resolved) if isinstance(resolved, str) and "${" in str(raw) else resolved
+
+
+def _unmarked(value: Any) -> Any:
+    """OmegaConf holds text of no other class."""
+    if isinstance(value, Mapping):
+        return {key: _unmarked(item) for key, item in value.items()}
+    return str(value) if isinstance(value, _Interpolated) else value
+
+
 def _plain(value: Any) -> Any:
     """Plain dicts and lists. What is part of a larger DictConfig is resolved there, save what is merely inherited."""
     if not OmegaConf.is_config(value):
@@ -220,7 +249,7 @@ def _plain(value: Any) -> Any:
     raw: Any = OmegaConf.to_container(value)
     if value._get_parent() is None or not isinstance(raw, dict):
         return raw
-    resolved = _resolved(value, missing=True)
+    resolved = _marked(raw, _resolved(value, missing=True))
     for name, section in raw.items():
         for key in _SHARED:
             if isinstance(section, dict) and section.get(key) == _INHERITED[key]:
@@ -272,11 +301,19 @@ def _check_names(given: Mapping[str, Any]) -> None:
 
 def _assign(node: DictConfig, key: str, value: Any) -> None:
     try:
-        if isinstance(value, int) and not isinstance(value, bool) and isinstance(node._get_node(key), BooleanNode):
-            raise ValidationError("")  # OmegaConf takes any whole number
-        OmegaConf.update(node, key, value, merge=False)  # an assignment would warn of conversions
+        if _would_be_converted(node._get_node(key), value):
+            raise ValidationError("")
+        OmegaConf.update(node, key, _unmarked(value), merge=False)  # an assignment would warn of conversions
     except OmegaConfBaseException as error:
         raise _refusal(node, key, value, error) from None
+
+
+def _would_be_converted(node: Any, value: Any) -> bool:
+    """Whether OmegaConf would make of a value what nobody wrote: of any whole number a bool, of text a number."""
+    if isinstance(value, str):
+        is_text = not isinstance(value, _Interpolated) and "${" not in value and value != "???"
+        return is_text and isinstance(node, (BooleanNode, IntegerNode, FloatNode))
+    return isinstance(value, int) and not isinstance(value, bool) and isinstance(node, BooleanNode)
 
 
 def _refusal(node: Any, key: str, value: Any, reason: OmegaConfBaseException) -> BioConfigError:

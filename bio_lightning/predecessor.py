@@ -12,7 +12,7 @@ from torch import nn
 from bio_lightning.errors import BioConfigError, nearest_name
 from bio_lightning.split_layers import ACTIVATIONS
 
-__all__ = ["fields_of", "is_predecessor", "translate"]
+__all__ = ["fields_of", "is_predecessor", "named_by_field", "translate"]
 
 
 #: Section and key that a field becomes; without a key it has no counterpart.
@@ -150,6 +150,20 @@ def translate(given: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
         note += f"; {section} is on, while it acted where {_CALLS[section]}" if first and section in _CALLS else ""
         notes.append(note)
     return sections, notes
+
+
+def named_by_field(error: BioConfigError, given: Mapping[str, Any]) -> BioConfigError:
+    """The same error, under the name and with the value that the predecessor's configuration has for the setting.
+
+    Example:
+        >>> named_by_field(BioConfigError("crystallization.floor", 2, "less"), {"dampening_factor": 0.6}).key
+        'crystallization.floor'
+    """
+    for name in given:
+        section, key = _FIELDS[name]
+        if error.key == f"{section}.{key}":
+            return BioConfigError(name, error.value, error.allowed, error.nearest)
+    return error
 
 
 def _converted(name: str, key: str | None, value: Any) -> tuple[str | None, Any]:

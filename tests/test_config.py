@@ -233,7 +233,6 @@ def test_values_reach_the_callbacks_as_plain_python():
     ("section", "key", "given", "expected"),
     [
         ("fuzzy_learning_rates", "nu", 1, 1.0),
-        ("fuzzy_learning_rates", "nu", "0.3", 0.3),
         ("weight_rejuvenation", "dre", float("inf"), float("inf")),
         ("synaptic_scaling", "target", 1, 1.0),
         ("synaptic_scaling", "target", "layer_mean", "layer_mean"),
@@ -307,9 +306,31 @@ def test_interpolation_in_a_config_waits_for_defaults_and_overrides():
         assert bio_callbacks(source, ["fuzzy_learning_rates.nu=0.5"])[0].floor == 0.5
 
 
-def test_interpolation_reaches_the_environment(monkeypatch):
+def test_interpolation_reaches_the_environment_whose_text_may_be_a_number(monkeypatch):
     monkeypatch.setenv("NU", "0.25")
-    assert bio_callbacks(on("fuzzy_learning_rates", nu="${oc.env:NU}"))[0].nu == 0.25
+    monkeypatch.setenv("ON", "yes")
+    monkeypatch.setenv("STEPS", "7")
+    values = {"enabled": "${oc.env:ON}", "nu": "${oc.env:NU}", "end_step": "${oc.env:STEPS}"}
+    source = {"fuzzy_learning_rates": values}
+    nested = OmegaConf.create({"bio": source})
+    for given in (
+        source,
+        OmegaConf.create(source),
+        nested.bio,
+        {"fuzzy_learning_rates": nested.bio.fuzzy_learning_rates},
+    ):
+        fuzzy = bio_callbacks(given)[0]
+        assert (fuzzy.nu, fuzzy.end_step) == (0.25, 7)
+    assert bio_callbacks("default", ["fuzzy_learning_rates.nu=${oc.env:NU}"])[0].nu == 0.25
+    readers = OmegaConf.create(
+        {"bio": on("weight_rejuvenation", readers={"fc1": "${oc.env:ON}"}, source="${oc.env:S,zero}")}
+    )
+    rejuvenation = bio_callbacks(readers.bio)[0]
+    assert (rejuvenation.readers, rejuvenation.source) == ({"fc1": ("yes",)}, "zero")
+    assert type(rejuvenation.readers["fc1"][0]) is type(rejuvenation.source) is str
+    monkeypatch.setenv("NU", "much")
+    error = error_of(nested.bio)
+    assert (error.key, error.value) == (NU, "much")
 
 
 def test_part_of_a_larger_config_is_resolved_there_and_still_inherits():
@@ -414,10 +435,13 @@ def assert_error(error, key, value, allowed, nearest):
         ({"crystallization": {"floor": 0.1}}, "crystallization.enabled", None, "the section sets floor", None),
         ({"crystallization": {}}, "crystallization.enabled", None, BOOLEAN, None),
         ({"crystallization": {"enabled": "maybe"}}, "crystallization.enabled", "maybe", BOOLEAN, None),
+        ({"crystallization": {"enabled": "yes"}}, "crystallization.enabled", "yes", BOOLEAN, None),
+        ({"crystallization": {"enabled": "true"}}, "crystallization.enabled", "true", BOOLEAN, None),
         ({"crystallization": {"enabled": 2}}, "crystallization.enabled", 2, BOOLEAN, None),
         ({"crystallization": {"enabled": False, "floor": 0.0}}, "crystallization.floor", 0.0, "in (0, 1]", None),
         ({"crystallization": {"enabled": False, "floor": "x"}}, "crystallization.floor", "x", "in (0, 1]", None),
         ({"seed": "x"}, "seed", "x", "a whole number", None),
+        ({"seed": "3"}, "seed", "3", "a whole number", None),
         ({"seed": None}, "seed", None, "a whole number", None),
         ({"seed": "${kernel}"}, "seed", "auto", "a whole number", None),
         ({"seed": "${kernle}"}, "seed", "${kernle}", "'kernle' not found", "kernel"),
@@ -436,6 +460,13 @@ def test_error_in_a_section_or_at_the_top_level(source, key, value, allowed, nea
         ("dales_principle", "apply_to", "auto", "excitatory_fraction", None),
         ("weight_splitting", "start_step", 3, "gamma, mode", None),
         ("fuzzy_learning_rates", "nu", "much", POSITIVE, None),
+        ("fuzzy_learning_rates", "nu", "0.3", POSITIVE, None),
+        ("fuzzy_learning_rates", "update_every", "7", "a whole number in [1, inf)", None),
+        ("fuzzy_learning_rates", "update_every", 7.0, "a whole number in [1, inf)", None),
+        ("fuzzy_learning_rates", "end_step", "7", "a whole number in [0, inf), or null", None),
+        ("fuzzy_learning_rates", "seed", "7", "a whole number", None),
+        ("synaptic_scaling", "target", "0.5", "a number in (0, 1], or one of layer_mean", None),
+        ("volume_dependent_lr", "normalize", "true", BOOLEAN, None),
         ("fuzzy_learning_rates", "nu", True, POSITIVE, None),
         ("fuzzy_learning_rates", "nu", None, POSITIVE, None),
         ("fuzzy_learning_rates", "nu", [0.1], POSITIVE, None),
@@ -492,6 +523,7 @@ def test_error_in_an_interpolation(key, interpolation, path, value, allowed, nea
         ("nu=3", "nu", 3, "seed, apply_to", NU),
         ("fuzzy_learning_rates=3", "fuzzy_learning_rates", 3, "fuzzy_learning_rates: {enabled: true}", None),
         ("fuzzy_learning_rates.nu=much", NU, "much", POSITIVE, None),
+        ("fuzzy_learning_rates.nu='0.3'", NU, "0.3", POSITIVE, None),
         ("fuzzy_learning_rates.nu=-1", NU, -1.0, POSITIVE, None),
         ("fuzzy_learning_rates.nu=", NU, None, POSITIVE, None),
         ("fuzzy_learning_rates.nu.x=1", NU, {"x": 1}, POSITIVE, None),

@@ -334,19 +334,38 @@ def test_old_and_new_names_do_not_mix(ours):
 
 
 @pytest.mark.parametrize(
-    ("field", "value", "key"),
+    ("field", "value", "nearest"),
     [
-        ("fuzzy_learning_rate_factor_nu", -1.0, "fuzzy_learning_rates.nu"),
-        ("weight_splitting_Gamma", -1, "weight_splitting.gamma"),
-        ("fuzzy_lr_distribution", "unifrom", "fuzzy_learning_rates.distribution"),
-        ("apply_dales_principle", "perhaps", "dales_principle.enabled"),
-        ("dampening_factor", "strong", "crystallization.dampening_factor"),
+        ("fuzzy_learning_rate_factor_nu", -1.0, None),
+        ("fuzzy_lr_min", 3.0, None),
+        ("weight_splitting_Gamma", -1, None),
+        ("fuzzy_lr_distribution", "unifrom", "uniform"),
+        ("apply_dales_principle", "yes", None),
+        ("apply_dales_principle", "perhaps", None),
+        ("dampening_factor", "strong", None),
+        ("dampening_factor", "0.6", None),
     ],
 )
-def test_values_are_checked_where_they_arrive(field, value, key):
+def test_wrong_values_are_named_by_field(field, value, nearest):
     with pytest.raises(BioConfigError) as raised:
         load_config({field: value})
-    assert (raised.value.key, raised.value.value) == (key, value)
+    assert (raised.value.key, raised.value.value, raised.value.nearest) == (field, value, nearest)
+
+
+def test_wrong_overrides_are_named_by_section():
+    with pytest.raises(BioConfigError) as raised:
+        load_config({"dampening_factor": 0.6}, ["crystallization.dampening_factor=2"])
+    assert (raised.value.key, raised.value.value) == ("crystallization.dampening_factor", 2)
+    with pytest.raises(BioConfigError, match=r"crystallization\.floor"):
+        load_config({"dampening_factor": 0.6}, ["crystallization.floor=2"])
+
+
+def test_interpolated_text_may_be_a_number(monkeypatch):
+    monkeypatch.setenv("DAMPENING", "0.7")
+    monkeypatch.setenv("DALE", "true")
+    given = {"dampening_factor": "${oc.env:DAMPENING}", "apply_dales_principle": "${oc.env:DALE}"}
+    config = load_config(given)
+    assert (config.crystallization.dampening_factor, config.dales_principle.enabled) == (0.7, True)
 
 
 def test_volume_rule_gives_the_predecessors_factor():
