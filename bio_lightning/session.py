@@ -297,10 +297,11 @@ class Session:
 
     def _after_step(self, optimizer: Optimizer, *_: Any) -> None:
         """Optimizer post-hook: the step happened (a fused optimizer says itself when it did not)."""
+        index = self._owners.optimizers.index(optimizer)
         found_inf = getattr(optimizer, "found_inf", None)
         if found_inf is not None and bool(found_inf):
+            self.rates.discard({synapses.name for synapses, _owner in self._owned(index)})
             return
-        index = self._owners.optimizers.index(optimizer)
         step = self.steps[index]
         moved = []
         for synapses, owner in self._owned(index, mode="update"):

@@ -59,6 +59,28 @@ def test_skipped_steps_leave_no_trace(optimizer):
         assert different(first[name], second[name]) == [], name
 
 
+def test_steps_that_a_fused_optimizer_skips_leave_no_trace():
+    class WithFused(InFloat32):
+        def configure_optimizers(self):
+            return torch.optim.Adam(self.parameters(), lr=1e-2, fused=True)
+
+    class Four(WithFused):
+        def batches(self, count, size=8, seed=1):
+            return [batch for i, batch in enumerate(super().batches(6, size, seed)) if i not in (0, 3)]
+
+    class Skipping(Overflowing, WithFused):
+        pass
+
+    without, skipping = make_model(Four), make_model(Skipping)
+    callbacks = [[FuzzyLearningRates(distribution="temporal", update_every=1), SynapticScaling()] for _ in range(2)]
+    fit(without, callbacks[0], plugins=scaled())
+    fit(skipping, callbacks[1], plugins=scaled())
+    assert [c[0].session.steps for c in callbacks] == [[4], [4]]
+    assert different(weights_of(without), weights_of(skipping)) == []
+    first, second = (c[0].session.store for c in callbacks)
+    assert all(different(first[name], second[name]) == [] for name in first)
+
+
 class Fused(MLP):
     def configure_optimizers(self):
         return torch.optim.Adam(self.parameters(), fused=True)
