@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 import gc
 import random
+import types
 import weakref
 
 import lightning.pytorch as pl
 import pytest
 import torch
+from lightning.pytorch import strategies
 from lightning.pytorch.callbacks import LearningRateFinder, StochasticWeightAveraging
 from torch import nn
 from torch.utils.data import DataLoader
@@ -26,6 +28,7 @@ from bio_lightning import (
     fold,
     multipliers,
 )
+from bio_lightning.settings import Settings, refuse_unsupported
 from tests.cases import neutral
 from tests.models import MLP, ZooModel, different, fit, make_model, make_trainer, weights_of
 
@@ -331,3 +334,45 @@ def test_a_schedule_that_never_acts_is_an_error():
         BioConfigError, match=r"end_step: got 5; allowed: null, 0 \(never acts\), or more than start_step"
     ):
         DalesPrinciple(start_step=10, end_step=5)
+
+
+def test_state_changes_every_n_steps_from_the_start_step_on():
+    class Watching(MLP):
+        def on_train_batch_end(self, outputs, batch, batch_idx):
+            self.seen = [*getattr(self, "seen", []), multipliers(self)["net.2.weight"].max().item()]
+
+    model = make_model(Watching)
+    fit(model, [Crystallization(**EVERYTHING, start_step=1, every_n_steps=3)], steps=6)
+    assert model.seen == pytest.approx([1, 0.6, 0.6, 0.6, 0.36, 0.36])
+
+
+SHARDING = (
+    strategies.FSDPStrategy,
+    strategies.ModelParallelStrategy,
+    strategies.DeepSpeedStrategy,
+    strategies.XLAStrategy,
+    strategies.SingleDeviceXLAStrategy,
+)
+
+
+@pytest.mark.parametrize("strategy", SHARDING)
+def test_sharding_strategies_are_refused(strategy):
+    def check(used: type) -> None:
+        # most of them cannot be made without their hardware or package
+        trainer = types.SimpleNamespace(callbacks=[fuzzy], strategy=used.__new__(used), optimizers=[])
+        refuse_unsupported(trainer, Settings(), [fuzzy])
+
+    fuzzy = FuzzyLearningRates()
+    with pytest.raises(Exception, match=rf"does not support {strategy.__name__} yet.*a single device or DDP"):
+        check(strategy)
+    check(strategies.DDPStrategy)
+
+
+def test_lbfgs_has_no_gradient_mode():
+    class Newton(MLP):
+        def configure_optimizers(self):
+            return torch.optim.LBFGS(self.parameters(), lr=0.1)
+
+    with pytest.raises(Exception, match=r"apply_to='gradient' cannot work with LBFGS; use 'update' or 'auto'"):
+        fit(make_model(Newton), [FuzzyLearningRates(apply_to="gradient")])
+    fit(make_model(Newton), [FuzzyLearningRates(apply_to="update")], steps=2)

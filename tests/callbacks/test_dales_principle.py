@@ -196,10 +196,17 @@ def test_attention_columns_and_shared_groups():
     assert "embed.weight" not in signs
     assert all(one_sign(weights_of(bio)["block.self_attn.in_proj_weight"][:, j]) for j in range(8))
     assert not torch.equal(signs["block.self_attn.in_proj_weight"], signs["block.linear1.weight"])
-    shared = make_model(Transformer)
-    fit(shared, [DalesPrinciple(shared=(("block.self_attn.in_proj_weight", "block.linear1"),))], steps=4)
-    signs = dale_signs(shared)
-    assert torch.equal(signs["block.self_attn.in_proj_weight"], signs["block.linear1.weight"])
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_a_group_shares_one_draw(seed):
+    names = ("block.self_attn.in_proj_weight", "block.linear1.weight", "head.weight")
+    found = []
+    for shared in ((), (names,)):
+        bio = make_model(Transformer)
+        fit(bio, [DalesPrinciple(excitatory_fraction=0.5, seed=seed, shared=shared)], steps=1)
+        found.append({tuple(dale_signs(bio)[name].tolist()) for name in names})
+    assert [len(signs) for signs in found] == [3, 1]
 
 
 def test_groups_of_different_size_or_overlap_are_errors():
@@ -271,6 +278,28 @@ def test_weights_of_a_plain_checkpoint_are_projected_or_refused(tmp_path):
     assert torch.equal(bio.at_start["net.2.weight"], torch.where(plain * signs > 0, plain, torch.zeros(())))
     with pytest.raises(Exception, match=r"contradict their neuron's sign.*on_mismatch='project'"):
         train(make_model("MLP"), [DalesPrinciple(on_mismatch="refuse")], 2, ckpt_path=path)
+
+
+@pytest.mark.parametrize("window", [{"start_step": 100}, {"end_step": 0}])
+def test_weights_of_a_plain_checkpoint_are_left_alone_outside_the_steps(window, tmp_path):
+    path = str(tmp_path / "plain.ckpt")
+    train(make_model("MLP"), [], 1).save_checkpoint(path)
+    plain, bio = make_model("MLP"), make_model("MLP")
+    train(plain, [], 2, ckpt_path=path)
+    train(bio, [DalesPrinciple(**window)], 2, ckpt_path=path)
+    assert different(weights_of(plain), weights_of(bio)) == []
+
+
+def test_projection_comes_after_rejuvenation():
+    def weights(*callbacks):
+        bio = make_model("MLP", "adam")
+        fit(bio, [DalesPrinciple(excitatory_fraction=0.5), *callbacks], steps=6)
+        return weights_of(bio)["net.2.weight"]
+
+    # so selective that it would replace nothing but the zeros of the projection, were these made before
+    turnover = WeightRejuvenation(every_n_steps=6, dre=1e9)
+    assert (weights() == 0).any()
+    assert torch.equal(weights(turnover), weights())
 
 
 def test_with_splitting_and_rejuvenation():

@@ -106,16 +106,41 @@ def test_temporal_diversity_declines():
     assert spread[2] == pytest.approx(spread[0] / 2, rel=0.02), "a quarter of the diversity remains"
 
 
-def test_weight_adaptive_is_refreshed_when_due():
-    seen = []
+class Watching(MLP):
+    """Keeps the multipliers after every batch."""
 
-    class Watching(MLP):
-        def on_train_batch_end(self, outputs, batch, batch_idx):
-            seen.append(multipliers(self)["net.2.weight"])
+    def on_train_batch_end(self, outputs, batch, batch_idx):
+        self.seen = [*getattr(self, "seen", []), multipliers(self)["net.2.weight"]]
 
-    fit(make_model(Watching), [FuzzyLearningRates(distribution="weight_adaptive", update_every=3)], steps=7)
-    changed = [not torch.equal(one, two) for one, two in itertools.pairwise(seen)]
-    assert changed == [False, False, True, False, False, True]
+
+@pytest.mark.parametrize(
+    ("start", "expected"),
+    [(0, [False, False, True, False, False, True]), (2, [False, False, False, False, True, False])],
+)
+def test_weight_adaptive_is_refreshed_when_due(start, expected):
+    model = make_model(Watching)
+    fit(model, [FuzzyLearningRates(distribution="weight_adaptive", update_every=3, start_step=start)], steps=7)
+    assert [not torch.equal(one, two) for one, two in itertools.pairwise(model.seen)] == expected
+
+
+def test_every_refresh_draws_anew():
+    class Still(Watching):
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.0)
+
+    model = make_model(Still)
+    fit(model, [FuzzyLearningRates(distribution="weight_adaptive", nu=0.4, update_every=1)], steps=4)
+    correlation = torch.corrcoef(torch.stack([m.flatten() for m in model.seen]))
+    assert (correlation - torch.eye(4)).abs().max() < 0.3
+
+
+def test_temporal_ages_from_the_start_step_every_n_steps():
+    rule = {"distribution": "temporal", "nu": 0.4, "decay": 0.5, "update_every": 2, "min": 0, "max": 10}
+    model = make_model(Watching)
+    fit(model, [FuzzyLearningRates(**rule, start_step=1, every_n_steps=2)], steps=7)
+    spread = torch.stack([m.std() for m in model.seen])  # at steps 1 to 7: at the beginning of a pair of steps
+    expected = torch.tensor([1.0, 1.0, 0.5, 0.5, 0.25, 0.25, 0.25])
+    assert torch.allclose(spread / spread[0], expected, rtol=0.02)
 
 
 def test_activity_gives_silent_neurons_the_widest_spread():

@@ -146,3 +146,56 @@ def test_tetzlaff_change_is_not_multiplied_and_is_bounded():
     assert torch.allclose(change.abs(), 0.02 * plain.net[2].weight[quiet].abs(), rtol=1e-3)
     assert (change > 0).all(), "too quiet for a target of 1: excitation grows, inhibition shrinks"
     assert weights_of(bio)["net.2.weight"].sub(before).abs().max() > 0
+
+
+def test_tetzlaff_step_is_the_learning_rate_of_the_group_times_the_rule():
+    class Groups(MLP):
+        def configure_optimizers(self):
+            layers = ((self.net[0], 0.1), (self.net[2], 0.01), (self.net[4], 0.1))
+            return torch.optim.SGD([{"params": list(layer.parameters()), "lr": lr} for layer, lr in layers])
+
+    start, plain, bio = (make_model(Groups, double=True) for _ in range(3))
+    fit(plain, steps=2)
+    fit(bio, [SynapticScaling(rule="tetzlaff", rate=0.5, target=0.9, max_change=1.0, include="net.[02]*")], steps=2)
+    x = start.batches(2)[0][0]
+    for name, inner, lr in (("net.0.weight", start.net[:1], 0.1), ("net.2.weight", start.net[:3], 0.01)):
+        rate = (inner(x) > 0).double().mean(dim=0)  # of the first step: known in the second
+        after = weights_of(plain)[name]
+        expected = lr * 0.5 * (0.9 - rate)[:, None] * after.square()
+        assert torch.allclose(weights_of(bio)[name] - after, expected, rtol=1e-6, atol=1e-12)
+
+
+def test_tetzlaff_moves_weights_every_n_steps_from_the_start_step_on():
+    class Silent(MLP):
+        def __init__(self, optimizer: str = "sgd") -> None:
+            super().__init__(optimizer)
+            nn.init.constant_(self.net[0].bias[:4], -50.0)
+            self.seen = [self.net[0].weight[:4].detach().clone()]
+
+        def on_train_batch_end(self, outputs, batch, batch_idx):
+            self.seen.append(self.net[0].weight[:4].detach().clone())
+
+    model = make_model(Silent)
+    fit(model, [SynapticScaling(rule="tetzlaff", rate=10.0, start_step=2, every_n_steps=3)], steps=9)
+    moved = [step for step in range(9) if not torch.equal(model.seen[step], model.seen[step + 1])]
+    assert moved == [2, 5, 8]
+
+
+def test_forwards_outside_a_training_batch_do_not_count():
+    shares = []
+
+    class Elsewhere(MLP):
+        def training_step(self, batch, batch_idx):
+            shares.append((self.net[0](batch[0]) > 0).float().mean(dim=0))
+            return super().training_step(batch, batch_idx)
+
+        def on_train_epoch_start(self):
+            self(torch.zeros(64, 6))
+
+        def on_train_batch_end(self, outputs, batch, batch_idx):
+            self(torch.ones(64, 6))
+
+    model, scaling = make_model(Elsewhere), SynapticScaling()
+    fit(model, [scaling], steps=2)
+    expected = 0.99 * shares[0] + 0.01 * shares[1]
+    assert torch.allclose(scaling.session.store["net.0.weight"]["rate"], expected)

@@ -194,6 +194,15 @@ def test_nan_is_raised_not_hidden():
         fit(make_model(Poisoned), [WeightRejuvenation(every_n_steps=2)], steps=3)
 
 
+def test_nan_is_raised_at_the_start():
+    model = make_model(Wide)
+    with torch.no_grad():
+        model.net[2].weight[3, 3] = float("nan")
+    with pytest.raises(RuntimeError, match=r"net\.2\.weight contains NaN"):
+        fit(model, [WeightRejuvenation(every_n_steps=100)], steps=1)
+    assert model.seen_random == [], "before the first step"
+
+
 def test_layer_without_spread_is_skipped_with_one_notice(caplog):
     class Zeroed(Wide):
         def __init__(self, optimizer: str = "sgd") -> None:
@@ -239,6 +248,65 @@ def test_dormant_units_start_anew(optimizer):
             assert trainer.optimizers[0].state[parameter]["exp_avg"][part].eq(0).all()
         assert trainer.optimizers[0].state[bio.net[2].weight]["exp_avg"][:, :3].eq(0).all()
         assert trainer.optimizers[0].state[bio.net[2].weight]["exp_avg"][:, 3:].ne(0).any()
+
+
+def test_dormant_is_relative_to_the_layers_mean_rate():
+    model, rejuvenation = (
+        make_model("MLP"),
+        WeightRejuvenation(select="activity", every_n_steps=1, dormant_fraction=0.6, include="net.0*"),
+    )
+    rate = (model.net[0](model.batches(1)[0][0]) > 0).float().mean(dim=0)
+    expected = int((rate < 0.6 * rate.mean()).sum())
+    assert 0 < expected < int((rate < 0.6).sum())
+    fit(model, [rejuvenation], steps=1)
+    assert int(rejuvenation.session.store["net.0.weight"]["replaced"]) == 6 * expected
+
+
+def test_a_renewed_unit_gets_time_to_find_its_rate():
+    rejuvenation = WeightRejuvenation(select="activity", every_n_steps=1, include="net.0*")
+    fit(make_model(Dormant), [rejuvenation], steps=2)
+    assert int(rejuvenation.session.store["net.0.weight"]["replaced_total"]) == 3 * 6
+
+
+def test_other_weights_of_a_layer_with_dormant_units_shrink():
+    plain, bio = make_model(Dormant), make_model(Dormant)
+    fit(plain, steps=4)
+    fit(bio, [WeightRejuvenation(select="activity", every_n_steps=4, include="net.0*", shrinkage=0.25)], steps=4)
+    assert torch.equal(weights_of(bio)["net.0.weight"][3:], 0.75 * weights_of(plain)["net.0.weight"][3:])
+    assert torch.equal(weights_of(bio)["net.2.weight"][:, 3:], weights_of(plain)["net.2.weight"][:, 3:])
+
+
+def test_renewed_units_obey_dale():
+    class Quiet(Wide):
+        def __init__(self, optimizer: str = "sgd") -> None:
+            super().__init__(optimizer)
+            nn.init.constant_(self.net[2].bias[:5], -50.0)
+
+    bio, turnover = make_model(Quiet), WeightRejuvenation(select="activity", every_n_steps=2, include="net.2*")
+    fit(bio, [turnover, DalesPrinciple(excitatory_fraction=0.5)], steps=2)
+    assert int(turnover.session.store["net.2.weight"]["replaced"]) >= 5 * 100
+    signs = dale_signs(bio)["net.2.weight"]
+    assert torch.equal(weights_of(bio)["net.2.weight"][:5].sign(), signs.expand(5, 100))
+
+
+def test_moments_around_renewed_units_are_reset():
+    plain, bio = make_model("MLP", "adam"), make_model("MLP", "adam")
+    alone = fit(plain, steps=3).optimizers[0].state
+    turnover = WeightRejuvenation(select="activity", every_n_steps=3, dormant_fraction=1.0, include="net.0*")
+    state = fit(bio, [turnover], steps=3).optimizers[0].state
+    new = weights_of(bio)["net.2.weight"].eq(0).all(dim=0)
+    assert 0 < new.sum() < 16
+    for old_parameter, parameter, mask in (
+        (plain.net[0].weight, bio.net[0].weight, new[:, None].expand(16, 6)),
+        (plain.net[0].bias, bio.net[0].bias, new),
+        (plain.net[2].weight, bio.net[2].weight, new.expand(12, 16)),
+    ):
+        old, now = alone[old_parameter], state[parameter]
+        assert old["exp_avg"][mask].ne(0).any(), "they fired before"
+        assert now["exp_avg"][mask].eq(0).all()
+        assert torch.allclose(now["exp_avg_sq"][mask], old["exp_avg_sq"].mean(), rtol=1e-5)
+        for key in ("exp_avg", "exp_avg_sq"):
+            assert torch.equal(now[key][~mask], old[key][~mask])
 
 
 def test_feature_maps_are_followed_through_norm_pooling_and_flattening():
