@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from bio_lightning.functional._layer import computing_dtype, mean, mean_abs, ratio
+from bio_lightning.functional._layer import computing_dtype, mean, mean_abs
 from bio_lightning.functional.noise import Draw, Noise
 
 __all__ = ["stability", "volume_dependent_lr"]
 
 Reference = Literal["layer_mean", "absolute"]
+_POLYNOMIAL_UP_TO = 4.0
+_TAYLOR = tuple(1.0 / math.factorial(degree) for degree in range(10, -1, -1))
 
 
 def stability(
@@ -31,11 +34,30 @@ def stability(
         tensor([1.0000, 0.3679])
     """
     size = weight.abs().to(computing_dtype(weight))
-    if reference == "absolute":
-        volume = size / (size + 1.0)
-    else:
-        volume = ratio(size, size + (mean_abs(weight) if average is None else average), at_zero=0.0)
-    return torch.exp(-stability_factor * volume)
+    half: Tensor | float = 1.0
+    if reference == "layer_mean":
+        half = mean_abs(weight) if average is None else average
+        half = half.clamp(min=torch.finfo(half.dtype).tiny)  # a layer of zeros has no volume
+    volume = size / (size + half)
+    return _exp_of_negative(volume, stability_factor)
+
+
+def _exp_of_negative(x: Tensor, factor: float) -> Tensor:
+    """``exp(-factor * x)`` for x in [0, 1).
+
+    The exponential function of compiled code costs more than the rest of the rule. For the usual factors a Taylor
+    polynomial on [-1, 0] and a squaring or two are as exact as the rounding: to 1e-6.
+    """
+    if not torch.compiler.is_compiling() or factor > _POLYNOMIAL_UP_TO:
+        return torch.exp(-factor * x)
+    squarings = 0 if factor <= 1 else 1 if factor <= 2 else 2
+    y = x * (-factor / 2**squarings)
+    power: Tensor = y * _TAYLOR[0] + _TAYLOR[1]
+    for coefficient in _TAYLOR[2:]:  # one multiply-add each
+        power = power * y + coefficient
+    for _ in range(squarings):
+        power = power * power
+    return power
 
 
 @torch.no_grad()

@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy import stats
 
-from bio_lightning.functional import Draw, Noise, element_index, stream
+from bio_lightning.functional import Draw, Noise, element_index, noise, stream
 from tests import reference
 from tests.checks import assert_pure, floats
 
@@ -134,6 +134,17 @@ def test_the_ends_of_the_uniform_stay_finite_as_normals(monkeypatch):
     draw = torch.empty(2)
     assert floats(Noise().uniform(draw)) == [2.0**-24, 1.0 - 2.0**-24]
     assert floats(Noise().normal(draw)) == pytest.approx([-5.294704, 5.294704], abs=1e-5)
+
+
+def test_the_rational_function_of_compiled_code_is_the_normal_quantile(monkeypatch):
+    """On all 2**23 values of a uniform."""
+    uniform = (torch.arange(2**23, dtype=torch.float32) + 0.5) * 2.0**-23
+    expected = torch.special.ndtri(uniform.double())
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    normal = noise._normal_quantile(uniform).double()
+    assert ((normal - expected).abs() <= 2e-6 * expected.abs()).all()
+    assert normal.mean().abs() < 1e-12
+    assert normal.square().mean() == pytest.approx(1, abs=1e-5)
 
 
 # Independence

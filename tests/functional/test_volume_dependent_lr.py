@@ -4,7 +4,7 @@ import pytest
 import torch
 from scipy import stats
 
-from bio_lightning.functional import Noise, volume_dependent_lr
+from bio_lightning.functional import Noise, stability, volume_dependent_lr
 from tests import reference
 from tests.checks import assert_matches, assert_pure, floats, random_weight
 
@@ -191,3 +191,15 @@ def test_half_precision_weights_have_float32_factors(dtype):
 
 def test_nothing_is_modified():
     assert_pure(lambda weight: volume_dependent_lr(weight, NOISE, **SETTINGS), random_weight(5, 7))
+
+
+# What compiled code computes instead of the exponential function
+
+
+@pytest.mark.parametrize("factor", [0.0, 0.3, 1.0, 1.5, 2.0, 3.0, 4.0, 40.0])
+def test_polynomial_is_the_exponential_function(monkeypatch, factor):
+    weight = torch.cat([torch.zeros(1), torch.logspace(-6, 6, 20001)])
+    volume = weight / (weight + 1)
+    expected = torch.exp(-factor * volume)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    assert torch.allclose(stability(weight, torch.tensor(1.0), stability_factor=factor), expected, rtol=1.5e-6, atol=0)
