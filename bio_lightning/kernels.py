@@ -21,7 +21,7 @@ from bio_lightning.functional.noise import Draw
 __all__ = ["Block", "Data", "Form", "Kernel", "Mode", "Rule", "run"]
 
 #: Elements that an eager operation works on at a time: temporaries of this size stay in a processor's cache.
-CHUNK = 1 << 17
+CHUNK = 1 << 18
 
 #: How a pass runs.
 Kernel = Literal["auto", "eager", "compiled"]

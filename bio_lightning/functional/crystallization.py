@@ -39,11 +39,12 @@ def settled_or_strong(
     """
     size = grad.abs()
     average = mean_abs(weight) if average is None else average
+    infinity = torch.full_like(average, torch.inf)
     settled = size < crystal_thresh * weight.abs()
     if ignore_zero_grad:
         settled &= size > 0
-    strong = (size > average) & (average > 0)
-    return (settled | strong) & torch.isfinite(grad)
+    strong = size > torch.where(average > 0, average, infinity)  # a layer of zeros has no strong signals
+    return (settled | strong) & (size < infinity)  # NaN is neither small nor large
 
 
 @torch.no_grad()
@@ -104,4 +105,4 @@ def crystallize(
         Hofmann et al., Nature Communications 16:5112, 2025. Deviations: floor, recovery, raw gradient.
     """
     hit = (crystal * dampening_factor).clamp(min=floor)
-    return torch.where(mask, hit, crystal + recovery * (1.0 - crystal))
+    return torch.where(mask, hit, torch.lerp(crystal, crystal.new_ones(()), recovery))

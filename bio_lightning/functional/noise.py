@@ -83,9 +83,9 @@ def _signed32(value: int) -> int:
 
 def _mix32(x: Tensor) -> Tensor:
     """A low-bias bijection on 32 bits. int32 wraps on overflow, and the masks make the right shifts logical."""
-    x = (x ^ ((x >> 16) & 0xFFFF)) * 0x7FEB352D
-    x = (x ^ ((x >> 15) & 0x1FFFF)) * _signed32(0x846CA68B)
-    return x ^ ((x >> 16) & 0xFFFF)
+    x = (x >> 16).bitwise_and_(0xFFFF).bitwise_xor_(x).mul_(0x7FEB352D)
+    x = (x >> 15).bitwise_and_(0x1FFFF).bitwise_xor_(x).mul_(_signed32(0x846CA68B))
+    return (x >> 16).bitwise_and_(0xFFFF).bitwise_xor_(x)
 
 
 class Noise(NamedTuple):
