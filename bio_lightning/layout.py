@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -45,7 +46,7 @@ class Layout:
         #: What decides whether two weights can lie side by side.
         self.key = (shape, self._order, leading)
 
-    @property
+    @functools.cached_property
     def flat_index(self) -> Tensor:
         """Logical index of every element, in memory order."""
         row, column = self.index
@@ -80,12 +81,26 @@ class Layout:
 
     def stack(self, tensors: Sequence[Tensor | None]) -> Tensor:
         """Several tensors of the weight's shape as the rows of one matrix: a copy."""
-        return torch.stack([self.matrix(tensor).flatten() for tensor in tensors if tensor is not None])
+        whole = torch.stack([tensor.detach() for tensor in tensors if tensor is not None])
+        return self._rows(whole)
+
+    def stack_operands(self, tensors: Sequence[Tensor]) -> Tensor:
+        """Several tensors that broadcast against the weight as the rows of one matrix, spread out."""
+        whole = torch.stack(list(tensors))
+        padded = whole.view(len(whole), *(1,) * (len(self._shape) + 1 - whole.ndim), *whole.shape[1:])
+        return self._rows(padded.expand(len(whole), *self._shape))
+
+    def _rows(self, whole: Tensor) -> Tensor:
+        return whole.permute(0, *(dim + 1 for dim in self._order)).flatten(1)
 
     def scatter(self, rows: Tensor, tensors: Sequence[Tensor | None]) -> None:
         """Put every row back into its tensor."""
-        views = [tensor.detach().permute(self._order) for tensor in tensors if tensor is not None]
-        torch._foreach_copy_(views, [row.view(views[0].shape) for row in rows.unbind(0)])
+        moved = rows.view(len(rows), *(self._shape[dim] for dim in self._order))
+        back = [0] * len(self._order)
+        for place, dim in enumerate(self._order):
+            back[dim] = place + 1
+        pieces = moved.permute(0, *back).unbind(0)
+        torch._foreach_copy_([tensor.detach() for tensor in tensors if tensor is not None], list(pieces))
 
     def operand(self, tensor: Tensor) -> Tensor:
         """A tensor that broadcasts against the weight as one that broadcasts against the matrix."""
@@ -98,7 +113,3 @@ class Layout:
         if any(size != 1 for size in columns):
             columns = full[self._leading :]
         return moved.expand(*rows, *columns).flatten(0, self._leading - 1).flatten(1)
-
-    def full(self, tensor: Tensor) -> Tensor:
-        """The same, spread over the whole matrix."""
-        return self.operand(tensor).expand(len(self.index[0]), len(self.index[1]))

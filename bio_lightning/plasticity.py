@@ -208,10 +208,7 @@ class Plasticity:
             layout.stack(states) if states[0] is not None else None,
             _keys([part.noise for part in parts], device),
             None,
-            tuple(
-                torch.stack([layout.full(operand).flatten() for operand in same])
-                for same in zip(*(part.operands for part in parts), strict=True)
-            ),
+            tuple(layout.stack_operands(same) for same in zip(*(part.operands for part in parts), strict=True)),
         )
 
 

@@ -52,7 +52,7 @@ def test_operands_broadcast_as_against_the_weight(name, shape):
     layout = Layout(weight)
     expected = layout.matrix(operand.expand(weight.shape).clone(memory_format=torch.preserve_format))
     assert torch.equal(layout.operand(operand).expand(expected.shape), layout.matrix(operand.expand(weight.shape)))
-    assert torch.equal(layout.full(operand), expected)
+    assert torch.equal(layout.stack_operands([operand, 2 * operand]), torch.stack([expected, 2 * expected]).flatten(1))
 
 
 def test_split_weights_have_a_row_per_synapse_and_neuron():
