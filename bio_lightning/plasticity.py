@@ -28,6 +28,8 @@ Store = dict[str, dict[str, Tensor]]
 
 #: Layers up to this size are laid side by side, where their shapes are equal: a call costs more than their maths.
 SMALL = 1 << 14
+#: So many weights at a time, which bounds the copies.
+TOGETHER = 1 << 20
 
 
 class Part(NamedTuple):
@@ -75,7 +77,7 @@ class Plasticity:
         """The pass of one step, see :data:`~bio_lightning.kernels.Mode`; small layers of one shape together."""
         alike: dict[tuple[object, ...], list[Work]] = {}
         for whole in works:
-            work = whole.during(mode)
+            work = whole if mode == "gradient" else whole.during(mode)
             if mode != "before" and not work.parts:
                 continue
             weight = work.synapses.weight
@@ -86,12 +88,15 @@ class Plasticity:
                 forms = tuple(part.form for part in work.parts)
                 key = (layout.key, weight.dtype, weight.device, forms)
                 alike.setdefault(key, []).append(work)
-        for group in alike.values():
-            layout = self._layout(group[0].synapses)
-            if len(group) == 1:
-                self._run_one(mode, group[0], layout)
-            else:
-                self._run_side_by_side(mode, group, layout)
+        for found in alike.values():
+            layout = self._layout(found[0].synapses)
+            most = max(TOGETHER // max(found[0].synapses.weight.numel(), 1), 1)
+            for first in range(0, len(found), most):
+                group = found[first : first + most]
+                if len(group) == 1:
+                    self._run_one(mode, group[0], layout)
+                else:
+                    self._run_side_by_side(mode, group, layout)
 
     def factor(self, parts: Sequence[Part], weight: Tensor) -> Tensor | None:
         """Product of what the mechanisms do to a weight's learning rate; None when none acts.

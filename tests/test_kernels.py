@@ -72,11 +72,29 @@ def test_chunks_change_nothing(monkeypatch, model_class, optimizer):
     assert all(torch.allclose(whole[name], chunked[name], rtol=1e-9, atol=1e-12) for name in whole)
 
 
+class Many(MLP):
+    def __init__(self, optimizer: str = "sgd") -> None:
+        super().__init__(optimizer)
+        inside = [part for _ in range(5) for part in (nn.Linear(16, 16), nn.ReLU())]
+        self.net = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), *inside, nn.Linear(16, CLASSES))
+
+
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
-def test_layers_side_by_side_are_treated_as_alone(monkeypatch, optimizer):
-    together = trained(Twins, optimizer, plastic())
+@pytest.mark.parametrize("at_once", [2, 100])
+def test_layers_side_by_side_are_treated_as_alone(monkeypatch, optimizer, at_once):
+    rows = []
+    run = kernels.run
+
+    def watched(*args, **more):
+        rows.append(len(args[2]) if more.get("layer_per_row") else 1)
+        return run(*args, **more)
+
+    monkeypatch.setattr(plasticity, "run", watched)
+    monkeypatch.setattr(plasticity, "TOGETHER", at_once * 256)
+    together = trained(Many, optimizer, plastic())
+    assert max(rows) == min(at_once, 5)
     monkeypatch.setattr(plasticity, "SMALL", 0)
-    alone = trained(Twins, optimizer, plastic())
+    alone = trained(Many, optimizer, plastic())
     assert all(torch.allclose(together[name], alone[name], rtol=1e-9, atol=1e-12) for name in alone)
 
 

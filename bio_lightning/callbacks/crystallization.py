@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import ClassVar, Literal
 
 import torch
@@ -79,20 +80,26 @@ class Crystallization(PlasticityMechanism):
 
     def part(self, session: Session, synapses: Synapses, step: int) -> Part | None:
         """Crystallize and recover, then slow down by what is left of each synapse's plasticity."""
-        observe = None
-        operands: tuple[Tensor, ...] = ()
         rates = session.store[synapses.name]
-        change = (("dampening_factor", self.dampening_factor), ("floor", self.floor), ("recovery", self.recovery))
-        if self.criterion == "gradient":
-            judge = (("crystal_thresh", self.crystal_thresh), ("ignore_zero_grad", self.ignore_zero_grad))
-            observe = Rule(_by_gradient, (*judge, *change), reads_average=True)
-        elif "rate" in rates and "pre_rate" in rates:
-            observe = Rule(_by_use, change)
+        form = self._form
+        operands: tuple[Tensor, ...] = ()
+        if self.criterion == "use" and "rate" in rates and "pre_rate" in rates:
             operands = (
                 synapses.along_presynaptic(functional.highly_active(rates["pre_rate"], self.use_thresh)),
                 synapses.along_postsynaptic(functional.highly_active(rates["rate"], self.use_thresh)),
             )
-        return Part(Form(factor=Rule(_remaining), observe=observe), state=rates["crystal"], operands=operands)
+        elif self.criterion == "use":  # no rate is known before the first step
+            form = form._replace(observe=None)
+        return Part(form, state=rates["crystal"], operands=operands)
+
+    @functools.cached_property
+    def _form(self) -> Form:
+        change = (("dampening_factor", self.dampening_factor), ("floor", self.floor), ("recovery", self.recovery))
+        judge = (("crystal_thresh", self.crystal_thresh), ("ignore_zero_grad", self.ignore_zero_grad))
+        by_gradient = Rule(_by_gradient, (*judge, *change), reads_average=True)
+        return Form(
+            factor=Rule(_remaining), observe=by_gradient if self.criterion == "gradient" else Rule(_by_use, change)
+        )
 
     def renew(self, session: Session, synapses: Synapses, mask: Tensor, step: int) -> None:
         """A new synapse is fully plastic."""

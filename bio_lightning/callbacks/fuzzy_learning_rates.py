@@ -92,7 +92,7 @@ class FuzzyLearningRates(PlasticityMechanism):
         """The base factor; for ``temporal`` what is left of it at this age."""
         base = session.store[synapses.name]["base"]
         if self.distribution != "temporal":
-            return Part(Form(factor=Rule(_stored)), state=base)
+            return Part(_AS_STORED, state=base)
         last_change = max(step - self.start_step, 0) // self.every_n_steps * self.every_n_steps
         left = distributions.remaining_diversity(self.decay, last_change / self.update_every)
         bounds = (("min", self.min), ("max", self.max))
@@ -158,3 +158,6 @@ def _raw_developed(block: Block, *, min: float, max: float) -> Tensor:
 
 def _developed(block: Block, **bounds: float) -> Tensor:
     return functional.normalize_multipliers(_raw_developed(block, **bounds), block.gain)
+
+
+_AS_STORED = Form(factor=Rule(_stored))

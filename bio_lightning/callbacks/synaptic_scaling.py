@@ -81,7 +81,7 @@ class SynapticScaling(PlasticityMechanism):
         scaling = session.store.get(synapses.name, {}).get("scaling")
         if scaling is None or not self.scales_learning:
             return None
-        return Part(Form(factor=Rule(_scaling)), operands=(synapses.along_postsynaptic(scaling),))
+        return Part(_SCALED, operands=(synapses.along_postsynaptic(scaling),))
 
     @torch.no_grad()
     def after_update(self, session: Session, synapses: Synapses, owner: Owner) -> None:
@@ -102,3 +102,6 @@ class SynapticScaling(PlasticityMechanism):
 
 def _scaling(block: Block) -> Tensor:
     return block.operands[0]
+
+
+_SCALED = Form(factor=Rule(_scaling))

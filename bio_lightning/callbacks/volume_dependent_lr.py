@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any, ClassVar, Literal
 
 from torch import Tensor
@@ -52,15 +53,16 @@ class VolumeDependentLR(PlasticityMechanism):
     def part(self, session: Session, synapses: Synapses, step: int) -> Part:
         """Factor of this step, a function of the weight before it."""
         drawn = step - (step - self.start_step) % self.every_n_steps
+        return Part(self._form, noise=self.noise(synapses.name, drawn))
+
+    @functools.cached_property
+    def _form(self) -> Form:
         relative = self.reference == "layer_mean"
         volume = (("stability_factor", self.stability_factor), ("reference", self.reference))
         factor = (("base_lr", self.base_lr), ("lr_variability", self.lr_variability), ("normalize", self.normalize))
-        return Part(
-            Form(
-                factor=Rule(_factor, (*volume, *factor), reads_average=relative),
-                normalizer=Rule(_stability, volume, reads_average=relative) if self.normalize else None,
-            ),
-            noise=self.noise(synapses.name, drawn),
+        return Form(
+            factor=Rule(_factor, (*volume, *factor), reads_average=relative),
+            normalizer=Rule(_stability, volume, reads_average=relative) if self.normalize else None,
         )
 
 

@@ -6,6 +6,7 @@ saved to resume, and torch's own random state is never touched.
 
 from __future__ import annotations
 
+import functools
 import math
 import zlib
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ __all__ = ["Draw", "Noise", "element_index", "stream"]
 _MASK64 = (1 << 64) - 1
 
 
+@functools.cache
 def stream(*parts: str) -> int:
     """Stable identifier of a noise stream, so that mechanisms and layers with equal seeds do not correlate.
 
