@@ -86,7 +86,8 @@ class Plasticity:
                 self._run_one(mode, work, layout)
             else:
                 forms = tuple(part.form for part in work.parts)
-                key = (layout.key, weight.dtype, weight.device, forms)
+                operands = tuple(operand.shape for part in work.parts for operand in part.operands)
+                key = (layout.key, weight.dtype, weight.device, forms, operands)
                 alike.setdefault(key, []).append(work)
         for found in alike.values():
             layout = self._layout(found[0].synapses)
