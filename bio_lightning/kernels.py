@@ -271,6 +271,7 @@ def run(
         compiled: Compile it, once for all shapes; where that fails, warn once and stay eager.
     """
     whole = _Arguments(weight, other, other if mode == "gradient" else grad, *index, data)
+    compiled = compiled and not _failed
     chunks = [whole] if compiled or layer_per_row else list(_chunks(whole))
     if any(rule is not None and rule.reads_average for form in forms for rule in form):
         average = _mean(_Sum(None, 0, mode, layer_per_row), chunks, compiled)

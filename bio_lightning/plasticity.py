@@ -162,7 +162,7 @@ class Plasticity:
         data = [self._data(part, layout) for part in work.parts]
         matrix = layout.matrix(weight)
         beside = None if other is None else layout.matrix(other)
-        grad = weight_grad(work.synapses, mode)
+        grad = _judged_grad(work.synapses, mode)
         run(
             tuple(part.form for part in work.parts),
             mode,
@@ -173,7 +173,8 @@ class Plasticity:
             grad=None if grad is None else layout.matrix(grad),
             compiled=self.compiled,
         )
-        for tensor, result in ((weight, matrix), (other, beside), *zip(_states(work), _matrices(data), strict=True)):
+        states = ((part.state, piece.state) for part, piece in zip(work.parts, data, strict=True))
+        for tensor, result in ((weight, matrix), (other, beside), *states):
             if tensor is not None and result is not None:
                 layout.write_back(tensor, result)
 
@@ -181,7 +182,7 @@ class Plasticity:
         """Layers of one shape as the rows of one matrix."""
         weights = [work.synapses.weight.detach() for work in works]
         others = [self._other(mode, work.synapses) for work in works]
-        grads = [weight_grad(work.synapses, mode) for work in works]
+        grads = [_judged_grad(work.synapses, mode) for work in works]
         data = [self._stacked(parts, layout) for parts in zip(*(work.parts for work in works), strict=True)]
         matrix = layout.stack(weights)
         other = layout.stack(others) if others[0] is not None else None
@@ -227,17 +228,9 @@ def _share(block: Block, *, gamma: int) -> Tensor:
     return torch.full((1, 1), 1.0 / gamma, dtype=computing_dtype(block.weight), device=block.weight.device)
 
 
-def weight_grad(synapses: Synapses, mode: Mode) -> Tensor | None:
+def _judged_grad(synapses: Synapses, mode: Mode) -> Tensor | None:
     """The raw gradient that rules judge ahead of a step in which updates are scaled."""
     return synapses.weight.grad if mode == "before" else None
-
-
-def _states(work: Work) -> list[Tensor | None]:
-    return [part.state for part in work.parts]
-
-
-def _matrices(data: list[Data]) -> list[Tensor | None]:
-    return [part.state for part in data]
 
 
 def _keys(noises: list[Noise | None], device: torch.device) -> tuple[Tensor, Tensor] | None:
