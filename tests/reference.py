@@ -83,8 +83,12 @@ def uniform_from_bits(bits):
     return ((bits >> 9) + 0.5) / 2**23
 
 
-def normal_from_uniform(uniform):
-    return NormalDist().inv_cdf(uniform)
+def normal_from_bits(bits):
+    """Written out in powers of the distance of x**2 from a quarter."""
+    fields = [(bits >> shift) & (2**16 - 1) for shift in (0, 5, 11, 16)]
+    x = sum(fields) / (2 * (2**16 - 1)) - 1.0
+    coefficients = [3.39154124, 0.532376885, 0.0704490468, 1.8523128, 4.77244282, -18.9325066, 19.6335182]
+    return x * sum(c * (x**2 - 0.25) ** power for power, c in enumerate(coefficients))
 
 
 def element_index(shape, full_shape, start):
@@ -193,9 +197,8 @@ def temporal(birth, decay, age):
     return 1.0 + (birth - 1.0) * max(decay**age, ADULT_DIVERSITY)
 
 
-def draw(distribution, uniforms, nu, *, weights, rates_per_weight=None, depth=0.0, decay=0.97, age=0.0):
+def draw(distribution, uniforms, normals, nu, *, weights, rates_per_weight=None, depth=0.0, decay=0.97, age=0.0):
     """Factors before clamping. ``rates_per_weight`` are those of each weight's neuron, equally often each."""
-    normals = [normal_from_uniform(u) for u in uniforms]
     if distribution == "baseline":
         return [1.0 for _ in uniforms]
     if distribution == "uniform":
@@ -205,7 +208,7 @@ def draw(distribution, uniforms, nu, *, weights, rates_per_weight=None, depth=0.
     if distribution == "lognormal":
         return [math.exp(-(nu**2) / 2.0 + nu * z) for z in normals]
     if distribution == "gamma":
-        return [gamma_quantile(u, nu) for u in uniforms]
+        return [gamma_quantile(NormalDist().cdf(z), nu) for z in normals]
     if distribution == "beta":
         return [1.0 + nu * math.sqrt(5.0) * (2.0 * beta22_quantile(u) - 1.0) for u in uniforms]
     if distribution == "layer_adaptive":

@@ -10,7 +10,7 @@ from torch import Tensor
 
 __all__ = ["from_quantiles", "gamma_quantiles", "interpolate", "quantile_table"]
 
-_GAMMA_REACH = 5.5  # in standard deviations: further out than any of the 2**23 uniforms
+_GAMMA_REACH = 5.5  # in standard deviations: further out than any normal that is drawn
 _GAMMA_POINTS = 2049
 
 

@@ -84,8 +84,10 @@ def test_the_ten_names():
 
 @pytest.fixture
 def quarters(monkeypatch):
-    """Every draw yields the uniforms 1/4, 1/2, 3/4 in turn."""
-    monkeypatch.setattr(Draw, "uniform", lambda _self, like: torch.tensor([0.25, 0.5, 0.75]).expand(like.shape))
+    """Every draw yields the uniforms 1/4, 1/2, 3/4 in turn, and the normals of these ranks."""
+    uniform, normal = torch.tensor([0.25, 0.5, 0.75]), torch.tensor([-0.6744898, 0.0, 0.6744898])
+    monkeypatch.setattr(Draw, "uniform", lambda _self, like: uniform.expand(like.shape))
+    monkeypatch.setattr(Draw, "normal", lambda _self, like: normal.expand(like.shape))
     return torch.empty(3)
 
 
@@ -144,7 +146,7 @@ def test_independent_draws_match_the_reference(name, nu, dtype):
     weight = random_weight(12, 25, dtype=dtype)
     factor = getattr(distributions, name)(weight, NOISE, nu)
     assert (factor.dtype, factor.shape) == (torch.float32, weight.shape)
-    expected = reference.draw(name, floats(NOISE.uniform(weight)), nu, weights=floats(weight))
+    expected = reference.draw(name, floats(NOISE.uniform(weight)), floats(NOISE.normal(weight)), nu, weights=floats(weight))
     assert_matches(factor, expected, GAMMA_TOLERANCE if name == "gamma" else DRAW_TOLERANCE)
 
 
@@ -154,7 +156,7 @@ def test_layer_adaptive_matches_the_reference(depth, dtype):
     weight = random_weight(12, 25, dtype=dtype)
     factor = distributions.layer_adaptive(weight, NOISE, 0.8, depth)
     uniforms = floats(NOISE.uniform(weight))
-    assert_matches(factor, reference.draw("layer_adaptive", uniforms, 0.8, weights=floats(weight), depth=depth))
+    assert_matches(factor, reference.draw("layer_adaptive", uniforms, [], 0.8, weights=floats(weight), depth=depth))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -164,7 +166,7 @@ def test_weight_adaptive_matches_the_reference(nu, dtype):
     factor = distributions.weight_adaptive(weight, NOISE, nu)
     assert (factor.dtype, factor.shape) == (dtype, weight.shape)
     uniforms = floats(NOISE.uniform(weight))
-    assert_matches(factor, reference.draw("weight_adaptive", uniforms, nu, weights=floats(weight)))
+    assert_matches(factor, reference.draw("weight_adaptive", uniforms, [], nu, weights=floats(weight)))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -175,7 +177,7 @@ def test_activity_matches_the_reference(nu, dtype):
     assert factor.shape == weight.shape
     per_weight = floats(rate.expand(12, 25))
     uniforms = floats(NOISE.uniform(weight))
-    assert_matches(factor, reference.draw("activity", uniforms, nu, weights=[], rates_per_weight=per_weight))
+    assert_matches(factor, reference.draw("activity", uniforms, [], nu, weights=[], rates_per_weight=per_weight))
 
 
 @pytest.mark.parametrize(("decay", "age"), [(0.97, 0.0), (0.97, 20.0), (0.5, 2.5), (0.5, 40.0), (1.0, 40.0)])

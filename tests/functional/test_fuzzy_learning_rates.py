@@ -38,6 +38,7 @@ def test_matches_the_reference(distribution, bounds, dtype):
     factors = reference.draw(
         distribution,
         floats(NOISE.uniform(weight)),
+        floats(NOISE.normal(weight)),
         0.8,
         weights=floats(weight),
         rates_per_weight=floats(rate.expand(10, 12)),
@@ -49,7 +50,7 @@ def test_matches_the_reference(distribution, bounds, dtype):
 
 def test_the_defaults_match_the_reference():
     weight = random_weight(20, 20)
-    factors = reference.draw("lognormal", floats(NOISE.uniform(weight)), 0.16, weights=[])
+    factors = reference.draw("lognormal", [], floats(NOISE.normal(weight)), 0.16, weights=[])
     assert_matches(fuzzy_learning_rates(weight, NOISE), reference.clamp_and_normalize(factors, 0.5, 2.0))
 
 
