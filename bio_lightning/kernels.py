@@ -21,7 +21,7 @@ from bio_lightning.functional.noise import Draw
 __all__ = ["Block", "Data", "Form", "Kernel", "Mode", "Rule", "run"]
 
 #: Elements that an eager operation works on at a time: temporaries of this size stay in a processor's cache.
-CHUNK = 1 << 18
+CHUNK = 1 << 17
 
 #: How a pass runs.
 Kernel = Literal["auto", "eager", "compiled"]
@@ -100,28 +100,44 @@ class Data(NamedTuple):
     operands: tuple[Tensor, ...] = ()
 
 
-class _Sum(NamedTuple):
-    """Sum of a rule's values, of absolute weights without one: in float64, so that it does not depend on chunks."""
-
-    rule: Rule | None
-    place: int
-    mode: Mode
-    layer_per_row: bool
-
-    def __call__(self, chunk: _Arguments) -> Tensor:
-        """Of one chunk."""
-        block = chunk.block(self.place, self.mode)
-        values = block.weight.abs() if self.rule is None else self.rule(block)
-        return values.sum((1,) if self.layer_per_row else (0, 1), keepdim=True, dtype=torch.float64)
-
-
-class _Sweep(NamedTuple):
-    """The elementwise part of a pass, in place."""
+class _Pass(NamedTuple):
+    """One pass: statistics of the layer, then one elementwise sweep in place."""
 
     forms: tuple[Form, ...]
     mode: Mode
+    layer_per_row: bool = False
 
-    def __call__(self, chunk: _Arguments) -> None:
+    def __call__(self, *chunks: _Arguments) -> None:
+        """Over all chunks of one matrix."""
+        if any(rule is not None and rule.reads_average for form in self.forms for rule in form):
+            average = self._mean(lambda chunk: chunk.measured(self.mode).abs(), chunks)
+            chunks = tuple(chunk._replace(average=average) for chunk in chunks)
+        for place, form in enumerate(self.forms):
+            if form.normalizer is not None:
+                mean = self._mean(functools.partial(self._normalized, form.normalizer, place), chunks)
+                gain = ratio(torch.ones_like(mean), mean, at_zero=1.0)
+                chunks = tuple(chunk.with_gain(place, gain) for chunk in chunks)
+        for chunk in chunks:
+            self._sweep(chunk)
+
+    def _normalized(self, rule: Rule, place: int, chunk: _Arguments) -> Tensor:
+        return rule(chunk.block(place, self.mode))
+
+    def _mean(self, of: Callable[[_Arguments], Tensor], chunks: Sequence[_Arguments]) -> Tensor:
+        """Mean over a layer, broadcastable against its matrix.
+
+        Rows are added up in their own precision, the sums of rows in float64: the mean does not depend on the chunks.
+        """
+        total = None
+        for chunk in chunks:
+            rows = of(chunk).sum(1, keepdim=True, dtype=computing_dtype(chunk.weight)).to(torch.float64)
+            part = rows if self.layer_per_row else rows.sum(0, keepdim=True)
+            total = part if total is None else total + part
+        assert total is not None  # noqa: S101 - there is always a chunk
+        heights = [1 if self.layer_per_row else chunk.weight.shape[0] for chunk in chunks]
+        return (total / (sum(heights) * chunks[0].weight.shape[1])).to(computing_dtype(chunks[0].weight))
+
+    def _sweep(self, chunk: _Arguments) -> None:
         """Over one chunk."""
         factor: Tensor | None = None
         new: list[tuple[Tensor, Tensor]] = []
@@ -214,34 +230,34 @@ def _chunks(arguments: _Arguments) -> Iterator[_Arguments]:
 
 #: Contraction lets a processor multiply and add in one instruction.
 _OPTIONS: dict[str, Any] = {"cpp.enable_floating_point_contract_flag": "fast", "assert_indirect_indexing": False}
+#: Where every row has statistics of its own, torch 2.13 fails to fuse them with what reads them.
+_ROW_OPTIONS = {**_OPTIONS, "max_fusion_size": 1}
+#: Settings are constants of the compiled code, not arguments of it: to hand each over costs as much as all the rest.
+_CONSTANTS = torch._dynamo.config.patch(specialize_float=True)
 _failed = False
 
 
 @functools.cache
-def _compiled(function: _Sum | _Sweep) -> Callable[[_Arguments], Any]:
+def _compiled(function: _Pass) -> Callable[[_Arguments], None]:
     known = inspect.signature(torch.compile).parameters
     limits: dict[str, Any] = {"recompile_limit": 64, "isolate_recompiles": True}
     more = {name: value for name, value in limits.items() if name in known}
-    return torch.compile(lambda chunk: function(chunk), dynamic=True, options=_OPTIONS, **more)
+    options = _ROW_OPTIONS if function.layer_per_row else _OPTIONS
+    return torch.compile(lambda chunk: function(chunk), dynamic=True, options=options, **more)
 
 
-def _call(function: _Sum | _Sweep, chunk: _Arguments, compiled: bool) -> Any:
+def _call_compiled(function: _Pass, whole: _Arguments) -> bool:
+    """Whether it ran."""
     global _failed
-    if compiled and not _failed:
-        try:
-            return _compiled(function)(chunk)
-        except Exception as error:  # whatever a compiler may raise; nothing has run yet
-            _failed = True
-            rank_zero_warn(f"bio_lightning: kernel 'compiled' fails, 'eager' takes over: {error}")
-    return function(chunk)
-
-
-def _mean(of: _Sum, chunks: Sequence[_Arguments], compiled: bool) -> Tensor:
-    """Mean over a layer, broadcastable against its matrix."""
-    sums = [_call(of, chunk, compiled) for chunk in chunks]
-    total = sums[0] if len(sums) == 1 else torch.stack(sums).sum(dim=0)
-    count = sum(chunk.weight.shape[1] * (1 if of.layer_per_row else chunk.weight.shape[0]) for chunk in chunks)
-    return (total / count).to(computing_dtype(chunks[0].weight))
+    if _failed:
+        return False
+    try:
+        with _CONSTANTS:
+            _compiled(function)(whole)
+    except Exception as error:  # whatever a compiler may raise; nothing has run yet
+        _failed = True
+        rank_zero_warn(f"bio_lightning: kernel 'compiled' fails, 'eager' takes over: {error}")
+    return not _failed
 
 
 @torch.no_grad()
@@ -271,15 +287,6 @@ def run(
         compiled: Compile it, once for all shapes; where that fails, warn once and stay eager.
     """
     whole = _Arguments(weight, other, other if mode == "gradient" else grad, *index, data)
-    compiled = compiled and not _failed
-    chunks = [whole] if compiled or layer_per_row else list(_chunks(whole))
-    if any(rule is not None and rule.reads_average for form in forms for rule in form):
-        average = _mean(_Sum(None, 0, mode, layer_per_row), chunks, compiled)
-        chunks = [chunk._replace(average=average) for chunk in chunks]
-    for place, form in enumerate(forms):
-        if form.normalizer is not None:
-            mean = _mean(_Sum(form.normalizer, place, mode, layer_per_row), chunks, compiled)
-            gain = ratio(torch.ones_like(mean), mean, at_zero=1.0)
-            chunks = [chunk.with_gain(place, gain) for chunk in chunks]
-    for chunk in chunks:
-        _call(_Sweep(forms, mode), chunk, compiled)
+    function = _Pass(forms, mode, layer_per_row)
+    if not (compiled and _call_compiled(function, whole)):
+        function(*([whole] if layer_per_row else _chunks(whole)))

@@ -57,16 +57,19 @@ def splitmix64(state):
     return z ^ (z >> 31)
 
 
-def mix32(x):
-    x ^= x >> 16
-    x = (x * 0x7FEB352D) & MASK32
+def triple32(x, second=0):
+    """Wellons' hash; ``second`` is a key that comes in after the first multiplication."""
+    x ^= x >> 17
+    x = (x * 0xED5AD4BB + second) & MASK32
+    x ^= x >> 11
+    x = (x * 0xAC4C1B51) & MASK32
     x ^= x >> 15
-    x = (x * 0x846CA68B) & MASK32
-    return x ^ (x >> 16)
+    x = (x * 0x31848BAB) & MASK32
+    return x ^ (x >> 14)
 
 
 def noise_keys(seed, stream, step):
-    """The 32 bits added before the first round and those added before the second."""
+    """The 32 bits added at first and those added after the first multiplication."""
     key = splitmix64(seed & MASK64)
     key = splitmix64(key ^ stream)
     key = splitmix64(key ^ (step & MASK64))
@@ -76,7 +79,7 @@ def noise_keys(seed, stream, step):
 def noise_bits(seed, stream, step, index):
     """32 bits as an unsigned integer."""
     first, second = noise_keys(seed, stream, step)
-    return mix32((mix32((index + first) & MASK32) + second) & MASK32)
+    return triple32((index + first) & MASK32, second)
 
 
 def uniform_from_bits(bits):

@@ -44,7 +44,9 @@ def settled_or_strong(
     if ignore_zero_grad:
         settled &= size > 0
     strong = size > torch.where(average > 0, average, infinity)  # a layer of zeros has no strong signals
-    return (settled | strong) & (size < infinity)  # NaN is neither small nor large
+    settled |= strong
+    settled &= size < infinity  # NaN is neither small nor large
+    return settled
 
 
 @torch.no_grad()
@@ -104,5 +106,5 @@ def crystallize(
     References:
         Hofmann et al., Nature Communications 16:5112, 2025. Deviations: floor, recovery, raw gradient.
     """
-    hit = (crystal * dampening_factor).clamp(min=floor)
+    hit = (crystal * dampening_factor).clamp_(min=floor)
     return torch.where(mask, hit, torch.lerp(crystal, crystal.new_ones(()), recovery))

@@ -38,18 +38,18 @@ def stability(
     if reference == "layer_mean":
         half = mean_abs(weight) if average is None else average
         half = half.clamp(min=torch.finfo(half.dtype).tiny)  # a layer of zeros has no volume
-    volume = size / (size + half)
+    volume = size.div_(size + half)
     return _exp_of_negative(volume, stability_factor)
 
 
 def _exp_of_negative(x: Tensor, factor: float) -> Tensor:
-    """``exp(-factor * x)`` for x in [0, 1).
+    """``exp(-factor * x)`` for x in [0, 1); overwrites x.
 
     The exponential function of compiled code costs more than the rest of the rule. For the usual factors a Taylor
     polynomial on [-1, 0] and a squaring or two are as exact as the rounding: to 1e-6.
     """
     if not torch.compiler.is_compiling() or factor > _POLYNOMIAL_UP_TO:
-        return torch.exp(-factor * x)
+        return x.mul_(-factor).exp_()
     squarings = 0 if factor <= 1 else 1 if factor <= 2 else 2
     y = x * (-factor / 2**squarings)
     power: Tensor = y * _TAYLOR[0] + _TAYLOR[1]
@@ -109,4 +109,4 @@ def volume_dependent_lr(
     elif gain is None:
         gain = mean(expected).reciprocal()
     expected = expected * gain
-    return (expected * (1.0 + lr_variability * noise.normal(weight))).abs()
+    return torch.addcmul(expected, expected, noise.normal(weight), value=lr_variability).abs_()

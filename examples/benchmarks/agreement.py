@@ -27,7 +27,7 @@ NEUTRAL: Mapping[str, Mapping[str, Any]] = {
 }
 STEPS = 5
 #: Relative difference that rounding may make between two kernels.
-TOLERANCE = 5e-6  # 1e-6 of a normal number, where it nearly cancels the mean of a factor
+TOLERANCE = 1e-6  # 1e-6 of a normal number, where it nearly cancels the mean of a factor
 #: Share of values that may differ more: a weight within rounding of a threshold may fall on either side.
 FLIPPED = 1e-4
 

@@ -146,7 +146,9 @@ def test_independent_draws_match_the_reference(name, nu, dtype):
     weight = random_weight(12, 25, dtype=dtype)
     factor = getattr(distributions, name)(weight, NOISE, nu)
     assert (factor.dtype, factor.shape) == (torch.float32, weight.shape)
-    expected = reference.draw(name, floats(NOISE.uniform(weight)), floats(NOISE.normal(weight)), nu, weights=floats(weight))
+    expected = reference.draw(
+        name, floats(NOISE.uniform(weight)), floats(NOISE.normal(weight)), nu, weights=floats(weight)
+    )
     assert_matches(factor, expected, GAMMA_TOLERANCE if name == "gamma" else DRAW_TOLERANCE)
 
 

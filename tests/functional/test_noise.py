@@ -47,14 +47,14 @@ def test_reference_hash_agrees_with_published_values():
 def test_known_values():
     draw = torch.empty(4)
     bits = Noise(seed=1, stream=2, step=3).bits(torch.arange(3))
-    assert [value & 0xFFFFFFFF for value in floats(bits)] == [0x78395BA3, 0xA7C5A417, 0x52FF2E3C]
+    assert [value & 0xFFFFFFFF for value in floats(bits)] == [0x64D57B70, 0x2F69F19C, 0x48492E98]
     assert floats(Noise().uniform(draw)) == [
-        0.30561214685440063,
-        0.38993674516677856,
-        0.23223108053207397,
-        0.5685779452323914,
+        0.3878781199455261,
+        0.2012447714805603,
+        0.2982040047645569,
+        0.2384083867073059,
     ]
-    assert floats(Noise().normal(draw)) == pytest.approx([0.9583835, 0.5761095, -0.3737195, -0.7599077], abs=1e-6)
+    assert floats(Noise().normal(draw)) == pytest.approx([0.2548202, -0.7066673, -0.5563065, -0.8885539], abs=1e-6)
     assert stream("volume_dependent_lr", "net.0.weight") == 3316293165
 
 
@@ -206,6 +206,25 @@ def test_keys_that_nearly_agree_in_one_half_draw_independently(half):
         assert abs(correlation(u, v)) < 4.0 / math.sqrt(SIZE - shift)
         cell = (u * 16).to(torch.int64) * 16 + (v * 16).to(torch.int64)
         assert stats.chisquare(torch.bincount(cell, minlength=256).numpy()).pvalue > NOT_SIGNIFICANT
+
+
+@pytest.mark.parametrize("shift", [0, 8])
+def test_spacings_between_birthdays_repeat_as_often_as_chance_makes_them(shift):
+    """Marsaglia's test: in a year of 2**32 or 2**24 days, as many equal spacings as a Poisson draw has."""
+    birthdays, days = 1 << (12 if shift == 0 else 9), 1 << (32 - shift)
+    expected = birthdays**3 / (4 * days)
+    for draws in (
+        [Noise(3, 5, step).bits(torch.arange(birthdays)) for step in range(40)],  # neighbours in one draw
+        list(torch.stack([Noise(3, 5, step).bits(torch.arange(40)) for step in range(birthdays)], 1)),  # over the steps
+        list(torch.stack([Noise(3, s, 5).bits(torch.arange(40)) for s in range(birthdays)], 1)),  # over the layers
+    ):
+        repeats = 0
+        for bits in draws:
+            day = (bits.to(torch.int64) & 0xFFFFFFFF) >> shift
+            spacing = day.sort().values.diff().sort().values
+            repeats += int((spacing.diff() == 0).sum())
+        assert stats.poisson.cdf(repeats, 40 * expected) > NOT_SIGNIFICANT
+        assert stats.poisson.sf(repeats - 1, 40 * expected) > NOT_SIGNIFICANT
 
 
 def test_one_element_over_many_steps_is_uniform_and_serially_independent():
