@@ -15,7 +15,7 @@ import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
-from bio_lightning.functional._layer import computing_dtype, ratio
+from bio_lightning.functional._layer import computing_dtype
 from bio_lightning.functional.noise import Draw
 
 __all__ = ["Block", "Data", "Form", "Kernel", "Mode", "Rule", "run"]
@@ -38,7 +38,7 @@ class Block(NamedTuple):
         weight: The weights before the optimizer step, ``(rows, columns)``.
         grad: Their raw gradients; None after the step.
         average: Mean absolute weight of the layer, broadcastable.
-        gain: What brings the layer's mean of the mechanism's ``normalizer`` rule to 1, broadcastable.
+        mean: The layer's mean of the mechanism's ``statistic`` rule, broadcastable.
         state: The mechanism's stored tensor, in the computing dtype.
         draw: The mechanism's random numbers.
         operands: Further tensors, broadcastable.
@@ -47,7 +47,7 @@ class Block(NamedTuple):
     weight: Tensor
     grad: Tensor | None = None
     average: Tensor | None = None
-    gain: Tensor | None = None
+    mean: Tensor | None = None
     state: Tensor | None = None
     draw: Draw | None = None
     operands: tuple[Tensor, ...] = ()
@@ -77,12 +77,13 @@ class Form(NamedTuple):
     Args:
         factor: Factor on the learning rate.
         observe: New state, from the raw gradient.
-        normalizer: What the layer's mean is taken of, for the factor's ``Block.gain``.
+        statistic: What the layer's mean is taken of, for the factor's ``Block.mean``; of the weight's shape, or of that
+            of an operand.
     """
 
     factor: Rule | None = None
     observe: Rule | None = None
-    normalizer: Rule | None = None
+    statistic: Rule | None = None
 
     def during(self, mode: Mode) -> Form:
         """What is left of it in a mode."""
@@ -96,7 +97,7 @@ class Data(NamedTuple):
 
     state: Tensor | None = None
     keys: tuple[int | Tensor, int | Tensor] | None = None
-    gain: Tensor | None = None
+    mean: Tensor | None = None
     operands: tuple[Tensor, ...] = ()
 
 
@@ -113,29 +114,31 @@ class _Pass(NamedTuple):
             average = self._mean(lambda chunk: chunk.measured(self.mode).abs(), chunks)
             chunks = tuple(chunk._replace(average=average) for chunk in chunks)
         for place, form in enumerate(self.forms):
-            if form.normalizer is not None:
-                mean = self._mean(functools.partial(self._normalized, form.normalizer, place), chunks)
-                gain = ratio(torch.ones_like(mean), mean, at_zero=1.0)
-                chunks = tuple(chunk.with_gain(place, gain) for chunk in chunks)
+            if form.statistic is not None:
+                mean = self._mean(functools.partial(self._statistic, form.statistic, place), chunks)
+                chunks = tuple(chunk.with_mean(place, mean) for chunk in chunks)
         for chunk in chunks:
             self._sweep(chunk)
 
-    def _normalized(self, rule: Rule, place: int, chunk: _Arguments) -> Tensor:
+    def _statistic(self, rule: Rule, place: int, chunk: _Arguments) -> Tensor:
         return rule(chunk.block(place, self.mode))
 
     def _mean(self, of: Callable[[_Arguments], Tensor], chunks: Sequence[_Arguments]) -> Tensor:
         """Mean over a layer, broadcastable against its matrix.
 
-        Rows are added up in their own precision, the sums of rows in float64: the mean does not depend on the chunks.
+        In float64, so that it does not depend on chunks or shards; eagerly rows are added up in their own precision,
+        since torch would first make a copy in float64.
         """
-        total = None
+        dtype = computing_dtype(chunks[0].weight)
+        inner = torch.float64 if torch.compiler.is_compiling() else dtype
+        total, count = torch.zeros((), dtype=torch.float64), 0
         for chunk in chunks:
-            rows = of(chunk).sum(1, keepdim=True, dtype=computing_dtype(chunk.weight)).to(torch.float64)
+            values = of(chunk)
+            rows = values.sum(1, keepdim=True, dtype=inner).to(torch.float64)
             part = rows if self.layer_per_row else rows.sum(0, keepdim=True)
-            total = part if total is None else total + part
-        assert total is not None  # noqa: S101 - there is always a chunk
-        heights = [1 if self.layer_per_row else chunk.weight.shape[0] for chunk in chunks]
-        return (total / (sum(heights) * chunks[0].weight.shape[1])).to(computing_dtype(chunks[0].weight))
+            total = part if count == 0 else total + part
+            count += values.shape[1] if self.layer_per_row else values.numel()
+        return (total / count).to(dtype)
 
     def _sweep(self, chunk: _Arguments) -> None:
         """Over one chunk."""
@@ -190,12 +193,12 @@ class _Arguments(NamedTuple):
         draw = None if data.keys is None else Draw(*data.keys, self.row.unsqueeze(1) + self.column)
         weight = self.measured(mode)
         state = None if data.state is None else data.state.to(computing_dtype(weight))
-        return Block(weight, self.grad, self.average, data.gain, state, draw, data.operands)
+        return Block(weight, self.grad, self.average, data.mean, state, draw, data.operands)
 
-    def with_gain(self, place: int, gain: Tensor) -> _Arguments:
-        """The same with what normalizes one mechanism filled in."""
+    def with_mean(self, place: int, mean: Tensor) -> _Arguments:
+        """The same with one mechanism's statistic filled in."""
         data = list(self.data)
-        data[place] = data[place]._replace(gain=gain)
+        data[place] = data[place]._replace(mean=mean)
         return self._replace(data=data)
 
     def rows(self, first: int, last: int) -> _Arguments:
@@ -234,6 +237,8 @@ _OPTIONS: dict[str, Any] = {"cpp.enable_floating_point_contract_flag": "fast", "
 _ROW_OPTIONS = {**_OPTIONS, "max_fusion_size": 1}
 #: Settings are constants of the compiled code, not arguments of it: to hand each over costs as much as all the rest.
 _CONSTANTS = torch._dynamo.config.patch(specialize_float=True)
+#: A square matrix is no special case.
+_ALL_SHAPES = torch.fx.experimental._config.patch(use_duck_shape=False)  # type: ignore[attr-defined]
 _failed = False
 
 
@@ -252,7 +257,7 @@ def _call_compiled(function: _Pass, whole: _Arguments) -> bool:
     if _failed:
         return False
     try:
-        with _CONSTANTS:
+        with _CONSTANTS, _ALL_SHAPES:
             _compiled(function)(whole)
     except Exception as error:  # whatever a compiler may raise; nothing has run yet
         _failed = True

@@ -33,6 +33,8 @@ class Layout:
         self._device = weight.device
         rest = sorted(range(leading, weight.ndim), key=lambda dim: (-strides[dim], dim))
         self._order = (*range(leading), *rest)
+        self._is_plain = self._order == tuple(range(weight.ndim)) and weight.numel() > 0
+        self._rows = math.prod(shape[:leading])
         logical = [math.prod(shape[dim + 1 :]) for dim in range(len(shape))]
 
         def count(dims: tuple[int, ...]) -> Tensor:
@@ -70,8 +72,11 @@ class Layout:
 
     def matrix(self, tensor: Tensor) -> Tensor:
         """A tensor of the weight's shape as a matrix: a view where it lies as the weight does, else a copy."""
-        moved = tensor.detach().permute(self._order)
-        return moved.flatten(0, self._leading - 1).flatten(1)
+        if self._is_plain and tensor.is_contiguous():
+            matrix = tensor.view(self._rows, -1)
+        else:
+            matrix = tensor.permute(self._order).flatten(0, self._leading - 1).flatten(1)
+        return matrix.data  # no view to autograd: a compiled function need not look at what it would be a view of
 
     def write_back(self, tensor: Tensor, matrix: Tensor) -> None:
         """Put a matrix back where :meth:`matrix` had to copy."""
@@ -81,16 +86,16 @@ class Layout:
 
     def stack(self, tensors: Sequence[Tensor | None]) -> Tensor:
         """Several tensors of the weight's shape as the rows of one matrix: a copy."""
-        whole = torch.stack([tensor.detach() for tensor in tensors if tensor is not None])
-        return self._rows(whole)
+        whole = torch.stack([tensor for tensor in tensors if tensor is not None])
+        return self._side_by_side(whole)
 
     def stack_operands(self, tensors: Sequence[Tensor]) -> Tensor:
         """Several tensors that broadcast against the weight as the rows of one matrix, spread out."""
         whole = torch.stack(list(tensors))
         padded = whole.view(len(whole), *(1,) * (len(self._shape) + 1 - whole.ndim), *whole.shape[1:])
-        return self._rows(padded.expand(len(whole), *self._shape))
+        return self._side_by_side(padded.expand(len(whole), *self._shape))
 
-    def _rows(self, whole: Tensor) -> Tensor:
+    def _side_by_side(self, whole: Tensor) -> Tensor:
         return whole.permute(0, *(dim + 1 for dim in self._order)).flatten(1)
 
     def scatter(self, rows: Tensor, tensors: Sequence[Tensor | None]) -> None:
@@ -100,7 +105,7 @@ class Layout:
         for place, dim in enumerate(self._order):
             back[dim] = place + 1
         pieces = moved.permute(0, *back).unbind(0)
-        torch._foreach_copy_([tensor.detach() for tensor in tensors if tensor is not None], list(pieces))
+        torch._foreach_copy_([tensor for tensor in tensors if tensor is not None], list(pieces))
 
     def operand(self, tensor: Tensor) -> Tensor:
         """A tensor that broadcasts against the weight as one that broadcasts against the matrix."""

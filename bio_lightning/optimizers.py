@@ -41,21 +41,27 @@ class Owners:
 
     def __init__(self, optimizers: Sequence[Optimizer]) -> None:
         self.optimizers = list(optimizers)
+        self.version = 0  # how often the groups have changed
         self._groups: list[tuple[int, int]] = []
         self._by_id: dict[int, Owner] = {}
 
     def find(self, parameter: nn.Parameter) -> Owner | None:
         """Owner of a parameter, None where no optimizer has it."""
+        self.refresh()
+        return self._by_id.get(id(parameter))
+
+    def refresh(self) -> None:
+        """Look at the groups again."""
         groups = [(id(g), len(g["params"])) for optimizer in self.optimizers for g in optimizer.param_groups]
         if groups != self._groups:  # groups grow when layers are unfrozen, and are new after a restore
             self._groups = groups
+            self.version += 1
             self._by_id = {
                 id(member): Owner(index, optimizer, group)
                 for index, optimizer in enumerate(self.optimizers)
                 for group in optimizer.param_groups
                 for member in group["params"]
             }
-        return self._by_id.get(id(parameter))
 
 
 def apply_to_for(setting: ApplyTo, owner: Owner) -> Literal["gradient", "update"]:

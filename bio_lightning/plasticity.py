@@ -112,13 +112,13 @@ class Plasticity:
             rule = part.form.factor
             if rule is None:
                 continue
-            if average is None and any(r is not None and r.reads_average for r in (rule, part.form.normalizer)):
+            if average is None and any(r is not None and r.reads_average for r in (rule, part.form.statistic)):
                 average = mean(weight.abs())
             draw = None if part.noise is None else part.noise.at(Layout.logical_index(weight))
             state = None if part.state is None else part.state.to(computing_dtype(part.state))
             block = Block(weight, None, average, None, state, draw, part.operands)
-            if part.form.normalizer is not None:
-                block = block._replace(gain=mean(part.form.normalizer(block)).reciprocal())
+            if part.form.statistic is not None:
+                block = block._replace(mean=mean(part.form.statistic(block)))
             factor = rule(block)
             product = factor if product is None else product * factor
         return product
@@ -180,7 +180,7 @@ class Plasticity:
 
     def _run_side_by_side(self, mode: Mode, works: list[Work], layout: Layout) -> None:
         """Layers of one shape as the rows of one matrix."""
-        weights = [work.synapses.weight.detach() for work in works]
+        weights = [work.synapses.weight for work in works]
         others = [self._other(mode, work.synapses) for work in works]
         grads = [_judged_grad(work.synapses, mode) for work in works]
         data = [self._stacked(parts, layout) for parts in zip(*(work.parts for work in works), strict=True)]

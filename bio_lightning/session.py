@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 import lightning.pytorch as pl
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -43,6 +43,24 @@ __all__ = ["Session"]
 _SESSIONS: weakref.WeakKeyDictionary[nn.Module, Session] = weakref.WeakKeyDictionary()
 
 
+class Turn(NamedTuple):
+    """A weight in a step of its optimizer.
+
+    Args:
+        synapses: The weight.
+        owner: Its optimizer and parameter group.
+        active: Mechanisms that act on it in this step, in the library's order.
+        due: Those of them whose state changes.
+        scaled: Whether its step differs from what the optimizer alone would do.
+    """
+
+    synapses: Synapses
+    owner: Owner
+    active: tuple[Mechanism, ...]
+    due: tuple[Mechanism, ...]
+    scaled: bool
+
+
 class Session:
     """State and schedule shared by the bio callbacks of one Trainer, for one LightningModule.
 
@@ -69,6 +87,7 @@ class Session:
         self._handles: list[RemovableHandle] = []
         self._owner_index: dict[str, int] = {}  # what is left of the owners after fit
         self._owners = Owners([])
+        self._turns: dict[tuple[object, ...], list[Turn]] = {}
         self._passed: set[int] = set()  # optimizers whose pass has run in the current step
         self._stepped: dict[int, int] = {}  # optimizers that stepped in the current batch, with their count before
         self.stepped = False  # whether an optimizer stepped in the latest batch
@@ -158,11 +177,13 @@ class Session:
             recompile_for_hooks(self.module)
         self.rates.remove()
         self.plasticity.release()
+        self._turns.clear()
         self._owner_index = {n: owner.index for n, s in self.synapses.items() if (owner := self.owner(s.weight))}
         self.resumed = False
         self._owners = Owners([])
 
     def _find_synapses(self) -> None:
+        self._turns.clear()
         self.synapses, unusable = find_synapses(self.module)
         for name, reason in unusable.items():
             self.tell(f"{name} is left alone: {reason}")
@@ -251,7 +272,7 @@ class Session:
         if scaler is not None and _unscales_itself(optimizer):
             refuse_scaled_gradients(self.mechanisms, optimizer)
         elif scaler is not None and any(bool(found) for found in scaler._found_inf_per_device(optimizer).values()):
-            self.rates.discard({s.name for s, _owner in self._owned(self._owners.optimizers.index(optimizer))})
+            self.rates.discard(self._names(self._owners.optimizers.index(optimizer)))
             return  # the step will be skipped
         self.run_pass(trainer, optimizer)
 
@@ -262,37 +283,40 @@ class Session:
             return
         self._passed.add(index)
         step = self.steps[index]
+        modes = self._modes(index)
         passes: dict[Mode, list[Work]] = {"gradient": [], "before": []}
         divided = []
-        for synapses, owner in self._owned(index):
+        for turn in self._turns_of(index):
+            synapses = turn.synapses
             grad = synapses.weight.grad
             if grad is None:
                 continue
             self._touched.add(synapses.name)
-            self._prepare(synapses, step)
-            mode = apply_to_for(self.settings.apply_to, owner)
-            if mode == "gradient" or self._scaled(synapses, step):
+            for mechanism in turn.due:
+                mechanism.prepare(self, synapses, step)
+            mode = modes[id(turn.owner.group)]
+            if mode == "gradient" or turn.scaled:
                 stage: Mode = "gradient" if mode == "gradient" else "before"
-                passes[stage].append(Work(synapses, self.parts(synapses, step)))
-            if synapses.gamma > 1 and splits_gradient(owner, mode):
+                passes[stage].append(Work(synapses, self._parts(turn, step)))
+            if synapses.gamma > 1 and splits_gradient(turn.owner, mode):
                 divided.append((grad, synapses.gamma))
         for stage, works in passes.items():
             self.plasticity.run(stage, works)
         for grad, gamma in divided:
             grad.div_(gamma)
 
-    def _prepare(self, synapses: Synapses, step: int) -> None:
-        for mechanism in self._acting[synapses.name]:
-            if mechanism.active(step) and mechanism.due(step):
-                mechanism.prepare(self, synapses, step)
-
     def parts(self, synapses: Synapses, step: int) -> tuple[Part, ...]:
-        """What the mechanisms do in the pass of a step; a state changes only where that is due."""
+        """What the mechanisms do in the pass of a step."""
+        owner = self.owner(synapses.weight)
+        return () if owner is None else self._parts(self._turn(synapses, owner, step), step)
+
+    def _parts(self, turn: Turn, step: int) -> tuple[Part, ...]:
+        """A state changes only where that is due."""
         parts = []
-        for mechanism in self._acting[synapses.name]:
-            part = mechanism.part(self, synapses, step) if mechanism.active(step) else None
+        for mechanism in turn.active:
+            part = mechanism.part(self, turn.synapses, step)
             if part is not None:
-                parts.append(part if mechanism.due(step) else part._replace(form=part.form._replace(observe=None)))
+                parts.append(part if mechanism in turn.due else part._replace(form=part.form._replace(observe=None)))
         return tuple(parts)
 
     def _after_step(self, optimizer: Optimizer, *_: Any) -> None:
@@ -300,22 +324,24 @@ class Session:
         index = self._owners.optimizers.index(optimizer)
         found_inf = getattr(optimizer, "found_inf", None)
         if found_inf is not None and bool(found_inf):
-            self.rates.discard({synapses.name for synapses, _owner in self._owned(index)})
+            self.rates.discard(self._names(index))
             return
         step = self.steps[index]
+        modes = self._modes(index)
+        turns = [turn for turn in self._turns_of(index) if turn.synapses.name in self._touched]
         moved = []
-        for synapses, owner in self._owned(index, mode="update"):
-            if synapses.name in self._touched:
-                parts = self.parts(synapses, step)
-                if synapses.gamma > 1 and not splits_gradient(owner, "update"):
-                    parts = (*parts, share_of_step(synapses.gamma))
-                moved.append(Work(synapses, parts))
+        for turn in turns:
+            if turn.scaled and modes[id(turn.owner.group)] == "update":
+                parts = self._parts(turn, step)
+                gamma = turn.synapses.gamma
+                if gamma > 1 and not splits_gradient(turn.owner, "update"):
+                    parts = (*parts, share_of_step(gamma))
+                moved.append(Work(turn.synapses, parts))
         self.plasticity.run("after", moved)
-        for synapses, owner in self._owned(index):
-            for mechanism in self._acting[synapses.name]:
-                if synapses.name in self._touched and mechanism.active(step) and mechanism.due(step):
-                    mechanism.after_update(self, synapses, owner)
-        self.rates.commit({synapses.name for synapses, _owner in self._owned(index)})
+        for turn in turns:
+            for mechanism in turn.due:
+                mechanism.after_update(self, turn.synapses, turn.owner)
+        self.rates.commit(self._names(index))
         self._stepped.setdefault(index, step)
         self.steps[index] += 1
         self._passed.discard(index)
@@ -324,12 +350,13 @@ class Session:
         """``on_train_batch_end``: rejuvenation, then Dale's principle, where the owning optimizer stepped."""
         self.stepped = bool(self._stepped)
         self.rates.gate.is_open = False
+        turns = {index: self._turns_of(index) for index in self._stepped}
         for mechanism in self.mechanisms:
             for index, before in self._stepped.items():
                 completed = range(before + 1, self.steps[index] + 1)
-                for synapses, owner in self._owned(index):
-                    if synapses.name in self._touched and synapses.name in mechanism.targets:
-                        mechanism.finish(self, synapses, owner, completed)
+                for turn in turns[index]:
+                    if turn.synapses.name in self._touched and turn.synapses.name in mechanism.targets:
+                        mechanism.finish(self, turn.synapses, turn.owner, completed)
         if self._stepped:
             self._stepped.clear()
             self._touched.clear()
@@ -340,24 +367,36 @@ class Session:
         """Optimizer and parameter group of a parameter, None where it has none."""
         return self._owners.find(parameter)
 
-    def _owned(self, index: int, mode: str | None = None) -> list[tuple[Synapses, Owner]]:
-        """Synapses that a mechanism or a split concerns, of one optimizer, perhaps only those scaled in ``mode``."""
-        found = []
-        for name, synapses in self.synapses.items():
-            acting = self._acting[name]
-            if not acting and synapses.gamma == 1:
-                continue
-            owner = self.owner(synapses.weight)
-            if owner is None or owner.index != index:
-                continue
-            scaled = self._scaled(synapses, self.steps[index])
-            if mode is None or (scaled and apply_to_for(self.settings.apply_to, owner) == mode):
-                found.append((synapses, owner))
-        return found
+    def _turns_of(self, index: int) -> list[Turn]:
+        """Weights of one optimizer that a mechanism or a split concerns, in its present step.
 
-    def _scaled(self, synapses: Synapses, step: int) -> bool:
-        """Whether the step of a weight differs from what its optimizer alone would do."""
-        return synapses.gamma > 1 or any(m.scales_learning and m.active(step) for m in self._acting[synapses.name])
+        Which they are changes when parameter groups or the mechanisms that act do, not from step to step.
+        """
+        step = self.steps[index]
+        self._owners.refresh()
+        key = index, self._owners.version, *((m.active(step), m.due(step)) for m in self.mechanisms)
+        if key not in self._turns:
+            self._turns[key] = [
+                self._turn(synapses, owner, step)
+                for name, synapses in self.synapses.items()
+                if self._acting[name] or synapses.gamma > 1
+                if (owner := self.owner(synapses.weight)) is not None and owner.index == index
+            ]
+        return self._turns[key]
+
+    def _turn(self, synapses: Synapses, owner: Owner, step: int) -> Turn:
+        active = tuple(mechanism for mechanism in self._acting[synapses.name] if mechanism.active(step))
+        due = tuple(mechanism for mechanism in active if mechanism.due(step))
+        return Turn(synapses, owner, active, due, synapses.gamma > 1 or any(m.scales_learning for m in active))
+
+    def _names(self, index: int) -> set[str]:
+        return {turn.synapses.name for turn in self._turns_of(index)}
+
+    def _modes(self, index: int) -> dict[int, Literal["gradient", "update"]]:
+        """How multipliers act, by parameter group: a schedule may have changed a weight decay."""
+        optimizer = self._owners.optimizers[index]
+        setting = self.settings.apply_to
+        return {id(group): apply_to_for(setting, Owner(index, optimizer, group)) for group in optimizer.param_groups}
 
     def step_of(self, synapses: Synapses) -> int:
         """Steps done by the optimizer that owns a weight; 0 where none does."""

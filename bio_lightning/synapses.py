@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -90,7 +90,8 @@ class Synapses:
     @property
     def gamma(self) -> int:
         """Synapses per connection: 1 unless the layer is split."""
-        return int(getattr(self.module, "synapses_per_connection", 1))
+        split = hasattr(type(self.module), "synapses_per_connection")  # a module's own getattr is slow to fail
+        return cast("int", self.module.synapses_per_connection) if split else 1
 
     @property
     def padding_row(self) -> int | None:

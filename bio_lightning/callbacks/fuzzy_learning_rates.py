@@ -97,7 +97,7 @@ class FuzzyLearningRates(PlasticityMechanism):
         left = distributions.remaining_diversity(self.decay, last_change / self.update_every)
         bounds = (("min", self.min), ("max", self.max))
         return Part(
-            Form(factor=Rule(_developed, bounds), normalizer=Rule(_raw_developed, bounds)),
+            Form(factor=Rule(_developed, bounds), statistic=Rule(_raw_developed, bounds)),
             state=base,
             operands=(torch.full((), left, device=base.device),),
         )
@@ -157,7 +157,7 @@ def _raw_developed(block: Block, *, min: float, max: float) -> Tensor:
 
 
 def _developed(block: Block, **bounds: float) -> Tensor:
-    return functional.normalize_multipliers(_raw_developed(block, **bounds), block.gain)
+    return functional.normalize_multipliers(_raw_developed(block, **bounds), block.mean)
 
 
 _AS_STORED = Form(factor=Rule(_stored))

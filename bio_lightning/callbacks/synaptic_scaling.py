@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar, Literal
+import functools
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -48,7 +49,7 @@ class SynapticScaling(PlasticityMechanism):
     name: ClassVar[str] = "synaptic_scaling"
     order: ClassVar[int] = 40
     kinds: ClassVar[frozenset[Kind]] = NEURON_KINDS
-    stored: ClassVar[tuple[str, ...]] = ("scaling",)
+    stored: ClassVar[tuple[str, ...]] = ("scaling_rate",)
 
     rule: Literal["multiplicative", "tetzlaff"] = "multiplicative"
     target: float | Literal["layer_mean"] = number("layer_mean", gt=0, le=1)
@@ -69,19 +70,25 @@ class SynapticScaling(PlasticityMechanism):
         return ("rate",)
 
     def prepare(self, session: Session, synapses: Synapses, step: int) -> None:
-        """Take the factor of every neuron from the rate known before this step."""
+        """Keep the rate known before this step, of which the factor is a function until the next time."""
         tensors = session.store.setdefault(synapses.name, {})
         if self.rule == "multiplicative" and "rate" in tensors:
-            tensors["scaling"] = functional.scaling_factor(
-                tensors["rate"], target=self.target, strength=self.strength, min=self.min, max=self.max
-            )
+            tensors["scaling_rate"] = tensors["rate"]  # a new step's rate is a new tensor
 
     def part(self, session: Session, synapses: Synapses, step: int) -> Part | None:
         """The neuron's factor on all its incoming weights; none before the first rate is known."""
-        scaling = session.store.get(synapses.name, {}).get("scaling")
-        if scaling is None or not self.scales_learning:
+        rate = session.store.get(synapses.name, {}).get("scaling_rate")
+        if rate is None or not self.scales_learning:
             return None
-        return Part(_SCALED, operands=(synapses.along_postsynaptic(scaling),))
+        return Part(self._form, operands=(synapses.along_postsynaptic(rate),))
+
+    @functools.cached_property
+    def _form(self) -> Form:
+        settings = (("target", self.target), ("strength", self.strength), ("min", self.min), ("max", self.max))
+        return Form(
+            factor=Rule(_scaling, settings),
+            statistic=Rule(_rate) if self.target == "layer_mean" else None,
+        )
 
     @torch.no_grad()
     def after_update(self, session: Session, synapses: Synapses, owner: Owner) -> None:
@@ -100,8 +107,9 @@ class SynapticScaling(PlasticityMechanism):
             )
 
 
-def _scaling(block: Block) -> Tensor:
+def _rate(block: Block) -> Tensor:
     return block.operands[0]
 
 
-_SCALED = Form(factor=Rule(_scaling))
+def _scaling(block: Block, **settings: Any) -> Tensor:
+    return functional.scaling_factor(_rate(block), block.mean, **settings)

@@ -62,7 +62,7 @@ class VolumeDependentLR(PlasticityMechanism):
         factor = (("base_lr", self.base_lr), ("lr_variability", self.lr_variability), ("normalize", self.normalize))
         return Form(
             factor=Rule(_factor, (*volume, *factor), reads_average=relative),
-            normalizer=Rule(_stability, volume, reads_average=relative) if self.normalize else None,
+            statistic=Rule(_stability, volume, reads_average=relative) if self.normalize else None,
         )
 
 
@@ -72,4 +72,6 @@ def _stability(block: Block, **volume: Any) -> Tensor:
 
 def _factor(block: Block, **settings: Any) -> Tensor:
     assert block.draw is not None  # noqa: S101 - the pass gives it
-    return functional.volume_dependent_lr(block.weight, block.draw, average=block.average, gain=block.gain, **settings)
+    return functional.volume_dependent_lr(
+        block.weight, block.draw, average=block.average, average_stability=block.mean, **settings
+    )

@@ -83,17 +83,15 @@ def fuzzy_learning_rates(
     return normalize_multipliers(factor.clamp(min, max))
 
 
-def normalize_multipliers(multiplier: Tensor, gain: Tensor | None = None) -> Tensor:
+def normalize_multipliers(multiplier: Tensor, average: Tensor | None = None) -> Tensor:
     """Divide by the layer's mean, so that the layer learns on average at the rate the user set.
 
     Args:
         multiplier: Any shape.
-        gain: Reciprocal of the layer's mean, broadcastable, where ``multiplier`` is only a piece of it.
+        average: The layer's mean, broadcastable, where ``multiplier`` is only a piece of it.
 
     Example:
         >>> normalize_multipliers(torch.tensor([1.0, 3.0]))
         tensor([0.5000, 1.5000])
     """
-    if gain is not None:
-        return multiplier * gain
-    return ratio(multiplier, mean(multiplier), at_zero=1.0)
+    return ratio(multiplier, mean(multiplier) if average is None else average, at_zero=1.0)

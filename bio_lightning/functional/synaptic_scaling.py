@@ -24,28 +24,35 @@ def target_rate(rate: Tensor, target: float | str) -> Tensor:
 
 @torch.no_grad()
 def scaling_factor(
-    rate: Tensor, *, target: float | str = "layer_mean", strength: float = 1.0, min: float = 0.5, max: float = 2.0
+    rate: Tensor,
+    average: Tensor | None = None,
+    *,
+    target: float | str = "layer_mean",
+    strength: float = 1.0,
+    min: float = 0.5,
+    max: float = 2.0,
 ) -> Tensor:
     r"""Factor on the gradients of each neuron's incoming weights.
 
     .. math:: f_i = \operatorname{clamp}((a^* / a_i)^{strength}, min, max)
 
     Args:
-        rate: Firing rates a, shape ``(neurons,)``, in [0, 1].
+        rate: Firing rates a, any shape, in [0, 1].
+        average: Mean rate of the layer, broadcastable, where ``rate`` is only a piece of it.
         target: ``"layer_mean"`` or a rate in (0, 1].
         strength: Exponent, >= 0; 0 is neutral.
         min: Smallest factor, in [0, 1].
         max: Largest factor, >= 1.
 
     Returns:
-        Shape ``(neurons,)``.
+        The shape of ``rate``.
 
     Example:
         >>> scaling_factor(torch.tensor([0.1, 0.2, 0.4]), target=0.2)
         tensor([2.0000, 1.0000, 0.5000])
     """
-    wanted = target_rate(rate, target).clamp(min=MIN_RATE)
-    return (wanted / rate.clamp(min=MIN_RATE)).pow(strength).clamp(min, max)
+    wanted = target_rate(rate, target) if average is None or not isinstance(target, str) else average
+    return (wanted.clamp(min=MIN_RATE) / rate.clamp(min=MIN_RATE)).pow(strength).clamp(min, max)
 
 
 @torch.no_grad()

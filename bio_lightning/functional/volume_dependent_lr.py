@@ -71,7 +71,7 @@ def volume_dependent_lr(
     reference: Reference = "layer_mean",
     normalize: bool = True,
     average: Tensor | None = None,
-    gain: Tensor | None = None,
+    average_stability: Tensor | None = None,
 ) -> Tensor:
     r"""Learning-rate factor of every weight from the volume of its spine.
 
@@ -90,7 +90,7 @@ def volume_dependent_lr(
         reference: The weight at half the largest volume: the layer's mean absolute weight, or 1.
         normalize: Keep the layer's mean learning rate (before the noise) what the user set.
         average: Mean absolute weight of the layer, broadcastable, where ``weight`` is only a piece of it.
-        gain: Reciprocal of the layer's mean :func:`stability`, likewise.
+        average_stability: The layer's mean :func:`stability`, likewise.
 
     Returns:
         The shape of ``weight``, >= 0, float32 or wider.
@@ -104,9 +104,8 @@ def volume_dependent_lr(
         Hofmann et al., Nature Communications 16:5112, 2025. Deviations: scale-free reference, normalised mean.
     """
     expected = stability(weight, average, stability_factor=stability_factor, reference=reference)
-    if not normalize:
-        gain = torch.full((), base_lr, dtype=expected.dtype, device=expected.device)
-    elif gain is None:
-        gain = mean(expected).reciprocal()
-    expected = expected * gain
+    if normalize:
+        expected = expected * (mean(expected) if average_stability is None else average_stability).reciprocal()
+    else:
+        expected = expected * base_lr
     return torch.addcmul(expected, expected, noise.normal(weight), value=lr_variability).abs_()

@@ -34,6 +34,7 @@ from bio_lightning import (
     VolumeDependentLR,
     WeightRejuvenation,
     WeightSplitting,
+    functional,
     multipliers,
 )
 from tests.cases import MECHANISMS, all_on
@@ -147,6 +148,12 @@ def test_firing_rates_of_every_mechanism_that_reads_them(callback):
     assert abs(recorder.last[f"{tag}/overall"] - np.concatenate(list(rates.values())).mean()) < 1e-6
 
 
+def factors_of(scaling, synapses):
+    rate = scaling.session.store[synapses.name]["scaling_rate"]
+    settings = {key: getattr(scaling, key) for key in ("target", "strength", "min", "max")}
+    return functional.scaling_factor(rate, **settings).unsqueeze(1).expand_as(synapses.weight)
+
+
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 @pytest.mark.parametrize("split", [False, True])
 def test_values_equal_the_state(optimizer, split):
@@ -161,7 +168,7 @@ def test_values_equal_the_state(optimizer, split):
         synapses, tensors = session.synapses[name], session.store[name]
         parts["fuzzy_learning_rates"][name] = tensors["base"]
         parts["crystallization"][name] = tensors["crystal"]
-        parts["synaptic_scaling"][name] = tensors["scaling"].unsqueeze(1).expand_as(synapses.weight)
+        parts["synaptic_scaling"][name] = factors_of(by_name["synaptic_scaling"], synapses)
         # six steps are done, so the last one was number 5
         volume = by_name["volume_dependent_lr"]
         parts["volume_dependent_lr"][name] = session.plasticity.factor(
@@ -255,7 +262,7 @@ def test_factor_of_a_neuron_counts_for_every_synapse():
     _, recorder, _ = record([callback, BioMonitor()])
     factors = {}
     for name, synapses in callback.targets.items():
-        factors[name] = callback.session.store[name]["scaling"].unsqueeze(1).expand_as(synapses.weight)
+        factors[name] = factors_of(callback, synapses)
     factors["overall"] = torch.cat([factor.flatten() for factor in factors.values()])
     for mechanism in (callback.name, "plasticity"):
         for layer, factor in factors.items():
