@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
@@ -18,7 +18,7 @@ from torch import Tensor
 from bio_lightning.functional._layer import computing_dtype
 from bio_lightning.functional.noise import Draw
 
-__all__ = ["Block", "Data", "Form", "Kernel", "Mode", "Rule", "run"]
+__all__ = ["Arguments", "Block", "Data", "Form", "Kernel", "Mode", "Rule", "execute", "layer_mean", "run"]
 
 #: Elements that an eager operation works on at a time: temporaries of this size stay in a processor's cache.
 CHUNK = 1 << 17
@@ -99,6 +99,26 @@ class Data(NamedTuple):
     keys: tuple[int | Tensor, int | Tensor] | None = None
     mean: Tensor | None = None
     operands: tuple[Tensor, ...] = ()
+    derived: tuple[tuple[str, int, int], ...] = ()
+
+
+def layer_mean(pieces: Iterable[Tensor], layer_per_row: bool = False) -> Tensor:
+    """Mean over a layer that comes in pieces, broadcastable against its matrix.
+
+    In float64, so that it does not depend on chunks or shards; eagerly rows are added up in their own precision, since
+    torch would first make a copy in float64.
+    """
+    total: Tensor | None = None
+    count, dtype = 0, torch.float32
+    for values in pieces:
+        dtype = computing_dtype(values)
+        inner = torch.float64 if torch.compiler.is_compiling() else dtype
+        rows = values.sum(1, keepdim=True, dtype=inner).to(torch.float64)
+        part = rows if layer_per_row else rows.sum(0, keepdim=True)
+        total = part if total is None else total + part
+        count += values.shape[1] if layer_per_row else values.numel()
+    assert total is not None  # noqa: S101 - there is always a piece
+    return (total / count).to(dtype)
 
 
 class _Pass(NamedTuple):
@@ -108,39 +128,20 @@ class _Pass(NamedTuple):
     mode: Mode
     layer_per_row: bool = False
 
-    def __call__(self, *chunks: _Arguments) -> None:
+    def __call__(self, *chunks: Arguments) -> None:
         """Over all chunks of one matrix."""
         if any(rule is not None and rule.reads_average for form in self.forms for rule in form):
-            average = self._mean(lambda chunk: chunk.measured(self.mode).abs(), chunks)
+            average = layer_mean((chunk.measured(self.mode).abs() for chunk in chunks), self.layer_per_row)
             chunks = tuple(chunk._replace(average=average) for chunk in chunks)
         for place, form in enumerate(self.forms):
             if form.statistic is not None:
-                mean = self._mean(functools.partial(self._statistic, form.statistic, place), chunks)
+                values = (form.statistic(chunk.block(place, self.mode)) for chunk in chunks)
+                mean = layer_mean(values, self.layer_per_row)
                 chunks = tuple(chunk.with_mean(place, mean) for chunk in chunks)
         for chunk in chunks:
             self._sweep(chunk)
 
-    def _statistic(self, rule: Rule, place: int, chunk: _Arguments) -> Tensor:
-        return rule(chunk.block(place, self.mode))
-
-    def _mean(self, of: Callable[[_Arguments], Tensor], chunks: Sequence[_Arguments]) -> Tensor:
-        """Mean over a layer, broadcastable against its matrix.
-
-        In float64, so that it does not depend on chunks or shards; eagerly rows are added up in their own precision,
-        since torch would first make a copy in float64.
-        """
-        dtype = computing_dtype(chunks[0].weight)
-        inner = torch.float64 if torch.compiler.is_compiling() else dtype
-        total, count = torch.zeros((), dtype=torch.float64), 0
-        for chunk in chunks:
-            values = of(chunk)
-            rows = values.sum(1, keepdim=True, dtype=inner).to(torch.float64)
-            part = rows if self.layer_per_row else rows.sum(0, keepdim=True)
-            total = part if count == 0 else total + part
-            count += values.shape[1] if self.layer_per_row else values.numel()
-        return (total / count).to(dtype)
-
-    def _sweep(self, chunk: _Arguments) -> None:
+    def _sweep(self, chunk: Arguments) -> None:
         """Over one chunk."""
         factor: Tensor | None = None
         new: list[tuple[Tensor, Tensor]] = []
@@ -169,7 +170,7 @@ class _Pass(NamedTuple):
             chunk.weight.sub_((chunk.weight - chunk.other) * keep)
 
 
-class _Arguments(NamedTuple):
+class Arguments(NamedTuple):
     """What a pass works on. ``other`` is the gradient, or the snapshot before or after the step."""
 
     weight: Tensor
@@ -190,18 +191,18 @@ class _Arguments(NamedTuple):
     def block(self, place: int, mode: Mode) -> Block:
         """What the rules of one mechanism see."""
         data = self.data[place]
-        draw = None if data.keys is None else Draw(*data.keys, self.row.unsqueeze(1) + self.column)
+        draw = None if data.keys is None else Draw(*data.keys, self.row.unsqueeze(1) + self.column, data.derived)
         weight = self.measured(mode)
         state = None if data.state is None else data.state.to(computing_dtype(weight))
         return Block(weight, self.grad, self.average, data.mean, state, draw, data.operands)
 
-    def with_mean(self, place: int, mean: Tensor) -> _Arguments:
+    def with_mean(self, place: int, mean: Tensor) -> Arguments:
         """The same with one mechanism's statistic filled in."""
         data = list(self.data)
         data[place] = data[place]._replace(mean=mean)
         return self._replace(data=data)
 
-    def rows(self, first: int, last: int) -> _Arguments:
+    def rows(self, first: int, last: int) -> Arguments:
         """Some rows of everything that has rows."""
         height = self.weight.shape[0]
 
@@ -221,7 +222,7 @@ class _Arguments(NamedTuple):
         )
 
 
-def _chunks(arguments: _Arguments) -> Iterator[_Arguments]:
+def _chunks(arguments: Arguments) -> Iterator[Arguments]:
     rows, columns = arguments.weight.shape
     step = max(CHUNK // max(columns, 1), 1)
     if step >= rows:
@@ -233,6 +234,8 @@ def _chunks(arguments: _Arguments) -> Iterator[_Arguments]:
 
 #: Contraction lets a processor multiply and add in one instruction.
 _OPTIONS: dict[str, Any] = {"cpp.enable_floating_point_contract_flag": "fast", "assert_indirect_indexing": False}
+#: Nothing of a tensor's size is to be stored on the way, however often it is read and however long it took.
+_OPTIONS |= {"realize_opcount_threshold": 1000, "realize_reads_threshold": 1000}
 #: Where every row has statistics of its own, torch 2.13 fails to fuse them with what reads them.
 _ROW_OPTIONS = {**_OPTIONS, "max_fusion_size": 1}
 #: Settings are constants of the compiled code, not arguments of it: to hand each over costs as much as all the rest.
@@ -242,8 +245,22 @@ _ALL_SHAPES = torch.fx.experimental._config.patch(use_duck_shape=False)  # type:
 _failed = False
 
 
+class Function(Protocol):
+    """What can be compiled: hashable, and works in place on the chunks of a matrix."""
+
+    @property
+    def layer_per_row(self) -> bool:
+        """Whether every row is a layer of its own."""
+
+    def __call__(self, *chunks: Arguments) -> None:
+        """Over all chunks of one matrix."""
+
+    def __hash__(self) -> int:
+        """One compilation for all that are equal."""
+
+
 @functools.cache
-def _compiled(function: _Pass) -> Callable[[_Arguments], None]:
+def _compiled(function: Function) -> Callable[[Arguments], None]:
     known = inspect.signature(torch.compile).parameters
     limits: dict[str, Any] = {"recompile_limit": 64, "isolate_recompiles": True}
     more = {name: value for name, value in limits.items() if name in known}
@@ -251,18 +268,19 @@ def _compiled(function: _Pass) -> Callable[[_Arguments], None]:
     return torch.compile(lambda chunk: function(chunk), dynamic=True, options=options, **more)
 
 
-def _call_compiled(function: _Pass, whole: _Arguments) -> bool:
-    """Whether it ran."""
+def execute(function: Function, whole: Arguments, compiled: bool) -> None:
+    """Run a function on a matrix: compiled, or in chunks where that is not wanted or fails."""
     global _failed
-    if _failed:
-        return False
-    try:
-        with _CONSTANTS, _ALL_SHAPES:
-            _compiled(function)(whole)
-    except Exception as error:  # whatever a compiler may raise; nothing has run yet
-        _failed = True
-        rank_zero_warn(f"bio_lightning: kernel 'compiled' fails, 'eager' takes over: {error}")
-    return not _failed
+    if compiled and not _failed:
+        try:
+            with _CONSTANTS, _ALL_SHAPES:
+                _compiled(function)(whole)
+        except Exception as error:  # whatever a compiler may raise; nothing has run yet
+            _failed = True
+            rank_zero_warn(f"bio_lightning: kernel 'compiled' fails, 'eager' takes over: {error}")
+        else:
+            return
+    function(*([whole] if function.layer_per_row else _chunks(whole)))
 
 
 @torch.no_grad()
@@ -291,7 +309,5 @@ def run(
         layer_per_row: Whether every row is a layer of its own, with its own statistics.
         compiled: Compile it, once for all shapes; where that fails, warn once and stay eager.
     """
-    whole = _Arguments(weight, other, other if mode == "gradient" else grad, *index, data)
-    function = _Pass(forms, mode, layer_per_row)
-    if not (compiled and _call_compiled(function, whole)):
-        function(*([whole] if layer_per_row else _chunks(whole)))
+    whole = Arguments(weight, other, other if mode == "gradient" else grad, *index, data)
+    execute(_Pass(forms, mode, layer_per_row), whole, compiled)

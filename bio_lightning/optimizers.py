@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-__all__ = ["ApplyTo", "Owner", "Owners", "apply_to_for", "reset_moments", "splits_gradient"]
+from bio_lightning.events import Fill, Kept
+
+__all__ = ["ApplyTo", "Owner", "Owners", "apply_to_for", "moments_of", "splits_gradient"]
 
 ApplyTo = Literal["auto", "gradient", "update"]
 Moments = Literal["zero", "layer_mean", "keep"]
@@ -87,28 +89,25 @@ def _is_sgd(owner: Owner) -> bool:
     return type(owner.optimizer) is torch.optim.SGD
 
 
-@torch.no_grad()
-def reset_moments(optimizer: Optimizer, parameter: nn.Parameter, mask: Tensor, how: Moments) -> list[str]:
-    """Reset the optimizer's memory of new synapses, element by element.
+def moments_of(optimizer: Optimizer, parameter: nn.Parameter, how: Moments) -> tuple[Kept, list[str]]:
+    """The optimizer's memory of every synapse, with what becomes of it where the synapse is new.
 
     Args:
         optimizer: Owner of ``parameter``.
         parameter: The weight tensor.
-        mask: bool, the shape of ``parameter``: which synapses are new.
         how: ``zero``: all moments 0; ``layer_mean``: first moments 0, second moments the layer's mean; ``keep``.
 
     Returns:
-        Names of per-element states that are neither a known first nor a known second moment, and were left alone.
+        The moments with their fills, and names of per-element states that are neither a known first nor a known second
+        moment, and stay as they are.
     """
+    kept: list[tuple[Tensor, Fill]] = []
     unknown = []
     for name, state in optimizer.state.get(parameter, {}).items():
-        if how == "keep" or not isinstance(state, Tensor) or state.ndim == 0 or state.shape != mask.shape:
+        if how == "keep" or not isinstance(state, Tensor) or state.ndim == 0 or state.shape != parameter.shape:
             continue
         if name not in _FIRST_MOMENTS and name not in _SECOND_MOMENTS:
             unknown.append(name)
-        elif name in _FIRST_MOMENTS or how == "zero":
-            state.masked_fill_(mask, 0.0)
         else:
-            fill = (state.sum(dtype=torch.float64) / max(state.numel(), 1)).to(state.dtype)
-            state.copy_(torch.where(mask, fill, state))
-    return unknown
+            kept.append((state, "zero" if name in _FIRST_MOMENTS or how == "zero" else "mean"))
+    return kept, unknown

@@ -7,19 +7,17 @@ so that one may read or reset what another wrote (a rejuvenated synapse loses it
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from bio_lightning.events import Change, change_weight
 from bio_lightning.functional._layer import computing_dtype, mean
 from bio_lightning.functional.noise import Noise
 from bio_lightning.kernels import Block, Data, Form, Mode, Rule, run
 from bio_lightning.layout import Layout
 from bio_lightning.synapses import Synapses
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["Part", "Plasticity", "Store", "Work", "share_of_step"]
 
@@ -98,6 +96,12 @@ class Plasticity:
                     self._run_one(mode, group[0], layout)
                 else:
                     self._run_side_by_side(mode, group, layout)
+
+    def change(self, synapses: Synapses, change: Change, **more: Any) -> Tensor:
+        """An event: a change of some synapses, see :func:`~bio_lightning.events.change_weight`."""
+        weight = synapses.weight
+        large = weight.numel() > SMALL
+        return change_weight(change, weight, self._layout(synapses), compiled=self.compiled and large, **more)
 
     def factor(self, parts: Sequence[Part], weight: Tensor) -> Tensor | None:
         """Product of what the mechanisms do to a weight's learning rate; None when none acts.

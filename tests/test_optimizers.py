@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from bio_lightning.optimizers import Owners, apply_to_for, reset_moments, splits_gradient
+from bio_lightning.events import fill_where
+from bio_lightning.optimizers import Owners, apply_to_for, moments_of, splits_gradient
 from tests.models import OPTIMIZERS
 
 
@@ -56,6 +57,12 @@ def stepped(make) -> tuple[nn.Parameter, torch.optim.Optimizer]:
 
 MASK = torch.tensor([[True, False, False]] * 4)
 OF_FIRST_ORDER = {"exp_avg", "momentum_buffer", "grad_avg"}
+
+
+def reset_moments(optimizer, weight, mask, how):
+    kept, unknown = moments_of(optimizer, weight, how)
+    fill_where(mask, kept)
+    return unknown
 
 
 @pytest.mark.parametrize(

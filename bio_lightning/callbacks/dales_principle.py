@@ -12,6 +12,8 @@ from torch import Tensor
 from bio_lightning import functional
 from bio_lightning.callbacks.mechanism import Observables, ScheduledMechanism, require
 from bio_lightning.errors import BioConfigError
+from bio_lightning.events import Change
+from bio_lightning.kernels import Block
 from bio_lightning.optimizers import Owner
 from bio_lightning.parameters import number
 from bio_lightning.session import Session
@@ -111,9 +113,9 @@ class DalesPrinciple(ScheduledMechanism):
         if synapses.name not in self._foreign or not self.active(session.step_of(synapses)):
             return
         wrong = self._project(session, synapses)
-        if self.on_mismatch == "refuse" and bool(wrong.any()):
+        if self.on_mismatch == "refuse" and int(wrong) > 0:
             raise MisconfigurationException(
-                f"DalesPrinciple: {int(wrong.sum())} weights of {synapses.name} contradict their neuron's sign;"
+                f"DalesPrinciple: {int(wrong)} weights of {synapses.name} contradict their neuron's sign;"
                 " load a checkpoint trained with the same signs, or set on_mismatch='project'"
             )
 
@@ -125,7 +127,7 @@ class DalesPrinciple(ScheduledMechanism):
         if "violations" not in tensors:  # frozen until now, or before start_step
             self._give_signs(session, synapses)
         else:
-            tensors["violations"] = tensors["violations"] + self._project(session, synapses).sum()
+            tensors["violations"] = tensors["violations"] + self._project(session, synapses)
 
     def imposed_signs(self, session: Session, synapses: Synapses) -> Tensor:
         """Signs, shaped to broadcast against the weight."""
@@ -144,12 +146,9 @@ class DalesPrinciple(ScheduledMechanism):
         weight.copy_(functional.dalian_network_initialization(weight, signs, balanced=self.balanced))
         session.store[synapses.name]["violations"] = torch.zeros((), dtype=torch.int64, device=weight.device)
 
-    @torch.no_grad()
     def _project(self, session: Session, synapses: Synapses) -> Tensor:
-        weight = synapses.weight
-        projected, wrong = functional.enforce_dales_principle(weight, self.imposed_signs(session, synapses))
-        weight.copy_(projected)
-        return wrong
+        """How many weights had the wrong sign."""
+        return session.plasticity.change(synapses, _PROJECTION, operands=(self.imposed_signs(session, synapses),))
 
     # ---- whose sign -------------------------------------------------------------------------------------------------
 
@@ -183,6 +182,13 @@ class DalesPrinciple(ScheduledMechanism):
                     raise BioConfigError(f"{self.name}.shared", name, "every layer in one group only")
                 groups[name] = names
         return groups
+
+
+def _projected(block: Block) -> tuple[Tensor, Tensor]:
+    return functional.enforce_dales_principle(block.weight, block.operands[0])
+
+
+_PROJECTION = Change(_projected)
 
 
 def _is_recurrent(synapses: Synapses) -> bool:

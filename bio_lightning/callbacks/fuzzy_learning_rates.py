@@ -102,7 +102,7 @@ class FuzzyLearningRates(PlasticityMechanism):
             operands=(torch.full((), left, device=base.device),),
         )
 
-    def renew(self, session: Session, synapses: Synapses, mask: Tensor, step: int) -> None:
+    def renewed(self, session: Session, synapses: Synapses, mask: Tensor, step: int) -> None:
         """New synapses draw anew; the layer's mean stays 1."""
         base = session.store[synapses.name]["base"]
         mixed = torch.where(mask, self._draw(session, synapses, step), base.to(torch.float32))

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from bio_lightning.callbacks.base import BioCallback
 from bio_lightning.errors import BioConfigError
+from bio_lightning.events import Kept
 from bio_lightning.functional.noise import Noise, stream
 from bio_lightning.kernels import Kernel
 from bio_lightning.optimizers import ApplyTo, Owner
@@ -117,8 +118,16 @@ class Mechanism(BioCallback):
     def finish(self, session: Session, synapses: Synapses, owner: Owner, completed: range) -> None:
         """Change a weight at the end of a batch in which its optimizer completed these steps (counted from 1)."""
 
-    def renew(self, session: Session, synapses: Synapses, mask: Tensor, step: int) -> None:
-        """Forget what is known of the synapses in ``mask``: they are new."""
+    def kept(self, session: Session, synapses: Synapses) -> Kept:
+        """What it keeps of every synapse, with what becomes of that where the synapse is new."""
+        return ()
+
+    def renewed(self, session: Session, synapses: Synapses, mask: Tensor, step: int) -> None:
+        """Change what a fill cannot say, where the synapses in ``mask`` are new."""
+
+    def reads_renewed(self) -> bool:
+        """Whether :meth:`renewed` does anything."""
+        return type(self).renewed is not Mechanism.renewed
 
     def imposed_signs(self, session: Session, synapses: Synapses) -> Tensor | None:
         """Signs that the mechanism imposes on a weight, broadcastable, or None."""

@@ -11,9 +11,11 @@ from torch import Tensor
 from bio_lightning import functional
 from bio_lightning.callbacks.mechanism import Observables, ScheduledMechanism
 from bio_lightning.errors import BioConfigError, nearest_name
+from bio_lightning.events import Change, Kept, fill_where
 from bio_lightning.functional._layer import mean, std
 from bio_lightning.functional.quantiles import quantile_table
-from bio_lightning.optimizers import Moments, Owner, reset_moments
+from bio_lightning.kernels import Block
+from bio_lightning.optimizers import Moments, Owner, moments_of
 from bio_lightning.parameters import number
 from bio_lightning.session import Session
 from bio_lightning.synapses import ALL_KINDS, NEURON_KINDS, Kind, Synapses
@@ -75,6 +77,7 @@ class WeightRejuvenation(ScheduledMechanism):
     def choose_targets(self, session: Session) -> None:
         """Choose the targets; an output layer has no nonlinearity, so its units are never dormant."""
         super().choose_targets(session)
+        self._nan: dict[str, Tensor] = {}
         self._readers: dict[str, list[tuple[Synapses, int]] | None] = {}
         if self.select == "activity":
             for name, synapses in list(self.targets.items()):
@@ -91,7 +94,7 @@ class WeightRejuvenation(ScheduledMechanism):
         tensors = session.store.setdefault(synapses.name, {})
         weight = _without_padding(synapses)
         if "quantiles" not in tensors:
-            _raise_on_nan(synapses.name, weight)
+            self._raise_on_nan(synapses.name, weight)
             tensors["quantiles"] = quantile_table(weight)
             tensors["initial_std"] = std(weight)
         for key in ("replaced", "replaced_total"):
@@ -102,33 +105,11 @@ class WeightRejuvenation(ScheduledMechanism):
         """An event, where one is due."""
         if not self.due_after(completed):
             return
-        weight = synapses.weight
-        _raise_on_nan(synapses.name, weight)
-        step = completed[-1]
-        noise = self.noise(synapses.name, step)
+        self._raise_on_nan(synapses.name, synapses.weight)
         if self.select == "activity":
-            self._renew_dormant(session, synapses, owner, step)
-            return
-        tensors = session.store[synapses.name]
-        scale = tensors["initial_std"] if self.reference == "initial" else std(_without_padding(synapses))
-        if not bool(scale > 0):
-            session.tell(f"{synapses.name} is not rejuvenated: the standard deviation of its weights is 0")
-            return
-        new, replaced = functional.rejuvenate_weights(
-            weight,
-            noise,
-            scale=scale,
-            dre=self.dre,
-            shrinkage=self.shrinkage,
-            source=self.source,
-            table=tensors["quantiles"],
-            signs=session.signs(synapses, step - 1),
-        )
-        padding = synapses.padding_row
-        if padding is not None:
-            new[padding], replaced[padding] = weight[padding], False
-        weight.copy_(new)
-        self._renewed(session, synapses, owner, replaced, step)
+            self._renew_dormant(session, synapses, owner, completed[-1])
+        else:
+            self._turn_over(session, synapses, owner, completed[-1])
 
     def observables(self, session: Session, synapses: Synapses) -> Observables:
         """How many synapses were replaced."""
@@ -136,23 +117,64 @@ class WeightRejuvenation(ScheduledMechanism):
         replaced = (tensors["replaced"], tensors["replaced_total"], synapses.weight.numel())
         return {**super().observables(session, synapses), "replaced": replaced}
 
-    def _renewed(self, session: Session, synapses: Synapses, owner: Owner, mask: Tensor, step: int) -> None:
-        """New synapses start young: optimizer moments, multipliers, counters."""
-        self._reset_moments(session, synapses.name, owner, synapses.weight, mask)
-        session.renew(synapses, mask, step)
-        tensors = session.store[synapses.name]
-        tensors["replaced"] = mask.sum()
-        tensors["replaced_total"] = tensors["replaced_total"] + tensors["replaced"]
+    def _turn_over(self, session: Session, synapses: Synapses, owner: Owner, step: int) -> None:
+        """Replace weak synapses, in one pass over the weight and all that is kept of it."""
+        tensors, weight = session.store[synapses.name], synapses.weight
+        scale = tensors["initial_std"] if self.reference == "initial" else std(_without_padding(synapses))
+        if scale.device.type == "cpu" and not bool(scale > 0):  # elsewhere the answer would have to be waited for
+            session.tell(f"{synapses.name} is not rejuvenated: the standard deviation of its weights is 0")
+            return
+        operands = {"scale": scale}
+        signs = session.signs(synapses, step - 1)
+        if signs is not None:
+            operands["signs"] = signs
+        if synapses.padding_row is not None:
+            rows = torch.arange(weight.shape[0], device=weight.device).view(-1, *(1,) * (weight.ndim - 1))
+            operands["is_synapse"] = rows != synapses.padding_row
+        if self.source == "lognormal":
+            operands["centre"], operands["spread"] = functional.lognormal_fit(weight)
+        reads_mask = any(mechanism.reads_renewed() for mechanism in session.acting(synapses))
+        mask = torch.empty_like(weight, dtype=torch.int32, requires_grad=False) if reads_mask else None
+        settings = {"dre": self.dre, "shrinkage": self.shrinkage, "source": self.source}
+        replaced = session.plasticity.change(
+            synapses,
+            Change(_turnover, (("given", (*operands, "table")), *settings.items())),
+            noise=self.noise(synapses.name, step),
+            purposes=("replace", "value", "sign"),
+            operands=tuple(operands.values()),
+            constants=(tensors["quantiles"],),
+            kept=[*session.kept(synapses), *self._moments_of(session, synapses.name, owner, weight)],
+            mask=mask,
+        )
+        if mask is not None:
+            session.renewed(synapses, mask.to(torch.bool), step)
+        self._count(session, synapses, replaced)
 
-    def _reset_moments(
-        self, session: Session, name: str, owner: Owner, parameter: torch.nn.Parameter, mask: Tensor
-    ) -> None:
-        unknown = reset_moments(owner.optimizer, parameter, mask, self.moments)
+    def _raise_on_nan(self, name: str, weight: Tensor) -> None:
+        """At once on a CPU; elsewhere at the next event, as looking at a value would wait for the device."""
+        if weight.device.type == "cpu":
+            # a sum is faster, but that of two infinities is no number, either
+            found = bool(weight.sum().isnan()) and bool(weight.isnan().any())
+        else:
+            found = bool(self._nan.get(name, False))
+            self._nan[name] = weight.isnan().any().to("cpu", non_blocking=True)
+        if found:
+            raise RuntimeError(f"{name} contains NaN; WeightRejuvenation would hide it")
+
+    @staticmethod
+    def _count(session: Session, synapses: Synapses, replaced: Tensor) -> None:
+        tensors = session.store[synapses.name]
+        tensors["replaced"] = replaced
+        tensors["replaced_total"] = tensors["replaced_total"] + replaced
+
+    def _moments_of(self, session: Session, name: str, owner: Owner, parameter: torch.nn.Parameter) -> Kept:
+        kept, unknown = moments_of(owner.optimizer, parameter, self.moments)
         if unknown:
-            kept = ", ".join(unknown)
+            names = ", ".join(unknown)
             session.tell(
-                f"{name}: new synapses keep {kept} of {type(owner.optimizer).__name__}, whose meaning is unknown"
+                f"{name}: new synapses keep {names} of {type(owner.optimizer).__name__}, whose meaning is unknown"
             )
+        return kept
 
     def _renew_dormant(self, session: Session, synapses: Synapses, owner: Owner, step: int) -> None:
         """Fresh incoming weights, zero bias and zero outgoing weights for neurons that hardly fire."""
@@ -171,11 +193,12 @@ class WeightRejuvenation(ScheduledMechanism):
             signs=session.signs(synapses, step - 1),
         )
         weight.copy_(torch.where(mask, fresh, weight * (1.0 - self.shrinkage)))
-        self._renewed(session, synapses, owner, mask, step)
+        self._renew(session, synapses, owner, mask, step)
+        self._count(session, synapses, mask.sum())
         bias = synapses.module._parameters.get("bias")
         if bias is not None and (bias_owner := session.owner(bias)) is not None:
             bias.masked_fill_(dormant, 0.0)
-            self._reset_moments(session, f"{synapses.module_name}.bias", bias_owner, bias, dormant)
+            fill_where(dormant, self._moments_of(session, f"{synapses.module_name}.bias", bias_owner, bias))
         for reader, block in self._readers[synapses.name] or ():
             self._silence(session, reader, dormant.repeat_interleave(block), step)
         tensors["rate"] = torch.where(dormant, mean(rate), rate)  # a new neuron gets time to find its rate
@@ -186,8 +209,12 @@ class WeightRejuvenation(ScheduledMechanism):
         if owner is not None and reader.weight.requires_grad:
             mask = reader.along_presynaptic(dormant).expand_as(reader.weight)
             reader.weight.masked_fill_(mask, 0.0)
-            self._reset_moments(session, reader.name, owner, reader.weight, mask)
-            session.renew(reader, mask, step)
+            self._renew(session, reader, owner, mask, step)
+
+    def _renew(self, session: Session, synapses: Synapses, owner: Owner, mask: Tensor, step: int) -> None:
+        """The synapses in a mask start young: optimizer moments, multipliers."""
+        fill_where(mask, [*session.kept(synapses), *self._moments_of(session, synapses.name, owner, synapses.weight)])
+        session.renewed(synapses, mask, step)
 
     def _find_readers(self, session: Session) -> None:
         """Who reads each target's neurons: as given, else as traced, else nobody."""
@@ -232,6 +259,23 @@ def _without_padding(synapses: Synapses) -> Tensor:
     return weight if padding is None else torch.cat([weight[:padding], weight[padding + 1 :]])
 
 
-def _raise_on_nan(name: str, weight: Tensor) -> None:
-    if bool(torch.isnan(weight).any()):
-        raise RuntimeError(f"{name} contains NaN; WeightRejuvenation would hide it")
+def _turnover(
+    block: Block, *, given: tuple[str, ...], source: Literal["init", "lognormal", "zero"], **settings: float
+) -> tuple[Tensor, Tensor]:
+    assert block.draw is not None  # noqa: S101 - the event gives it
+    operands = dict(zip(given, block.operands, strict=True))
+    new, replaced = functional.rejuvenate_weights(
+        block.weight,
+        block.draw,
+        scale=operands["scale"],
+        source=source,
+        table=operands["table"].view(-1),
+        signs=operands.get("signs"),
+        fit=(operands["centre"], operands["spread"]) if source == "lognormal" else None,
+        **settings,
+    )
+    # a spread of 0 tells no weak synapse from a strong one
+    changes = operands["scale"] > 0
+    if "is_synapse" in operands:
+        changes = changes & operands["is_synapse"]
+    return torch.where(changes, new, block.weight), replaced & changes

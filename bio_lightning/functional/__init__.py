@@ -11,7 +11,12 @@ from bio_lightning.functional.fuzzy_learning_rates import fuzzy_learning_rates, 
 from bio_lightning.functional.noise import Draw, Noise, element_index, stream
 from bio_lightning.functional.synaptic_scaling import scale_grad, scaling_factor, target_rate, tetzlaff_change
 from bio_lightning.functional.volume_dependent_lr import stability, volume_dependent_lr
-from bio_lightning.functional.weight_rejuvenation import fresh_synapses, rejuvenate_weights, turnover_mask
+from bio_lightning.functional.weight_rejuvenation import (
+    fresh_synapses,
+    lognormal_fit,
+    rejuvenate_weights,
+    turnover_mask,
+)
 from bio_lightning.functional.weight_splitting import split_weights, sum_groups, synapse_shares
 
 __all__ = [
@@ -26,6 +31,7 @@ __all__ = [
     "fresh_synapses",
     "fuzzy_learning_rates",
     "highly_active",
+    "lognormal_fit",
     "normalize_multipliers",
     "quantiles",
     "random_signs",

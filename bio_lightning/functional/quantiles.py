@@ -40,7 +40,10 @@ def from_quantiles(uniform: Tensor, table: Tensor) -> Tensor:
         >>> from_quantiles(torch.tensor([0.25, 0.5]), torch.tensor([0.0, 1.0, 4.0]))
         tensor([0.5000, 1.0000])
     """
-    return interpolate(table, uniform * (len(table) - 1))
+    position = uniform * (len(table) - 1)
+    low = position.to(torch.int32)
+    first, second = table[low], table[(low + 1).clamp_(max=len(table) - 1)]
+    return first + (second - first) * (position - low)
 
 
 def interpolate(table: Tensor, position: Tensor) -> Tensor:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from bio_lightning.functional._layer import computing_dtype
 from bio_lightning.functional.noise import Draw, Noise
 from bio_lightning.functional.quantiles import from_quantiles
 
-__all__ = ["fresh_synapses", "rejuvenate_weights", "turnover_mask"]
+__all__ = ["fresh_synapses", "lognormal_fit", "rejuvenate_weights", "turnover_mask"]
 
 
 @torch.no_grad()
@@ -32,7 +34,8 @@ def turnover_mask(weight: Tensor, noise: Noise | Draw, *, dre: float = 8.0, scal
         >>> turnover_mask(torch.tensor([0.0, 9.0]), Noise(), scale=1.0)
         tensor([ True, False])
     """
-    return noise.uniform(weight) < torch.exp(-dre * weight.abs() / scale)
+    # exp2: compiled code would store the result of exp in memory, as a mask is read more than once
+    return noise.uniform(weight) < torch.exp2((-dre / math.log(2.0)) * weight.abs() / scale)
 
 
 @torch.no_grad()
@@ -43,6 +46,7 @@ def fresh_synapses(
     source: Literal["init", "lognormal", "zero"] = "init",
     table: Tensor | None = None,
     signs: Tensor | None = None,
+    fit: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """A new synapse for every weight.
 
@@ -54,6 +58,7 @@ def fresh_synapses(
         table: Quantiles of the layer's initial weights, from
             :func:`~bio_lightning.functional.quantiles.quantile_table`; required by ``init``.
         signs: +1/-1, broadcastable to ``weight``: signs imposed by Dale's principle.
+        fit: The layer's :func:`lognormal_fit`, where ``weight`` is only a piece of it.
 
     Returns:
         The shape and dtype of ``weight``.
@@ -72,19 +77,34 @@ def fresh_synapses(
             raise ValueError("source='init' needs the quantile table of the layer's initial weights")
         new = from_quantiles(noise.derive("value").uniform(weight), table)
     else:
-        new = _lognormal_magnitudes(weight, noise.derive("value"))
+        centre, spread = lognormal_fit(weight) if fit is None else fit
+        new = torch.exp(centre + spread * noise.derive("value").normal(weight))
         new = torch.where(noise.derive("sign").uniform(weight) < 0.5, -new, new)
     return (new if signs is None else new.abs() * signs).to(weight.dtype)
 
 
-def _lognormal_magnitudes(weight: Tensor, noise: Noise | Draw) -> Tensor:
+@torch.no_grad()
+def lognormal_fit(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of the logarithm of the sizes of a layer's nonzero weights.
+
+    Args:
+        weight: Any shape.
+
+    Returns:
+        Two 0-dim tensors; minus infinity and 0 for a layer of zeros, whose fitted sizes are then 0.
+
+    Example:
+        >>> lognormal_fit(torch.tensor([1.0, -1.0, 0.0]))
+        (tensor(0.), tensor(0.))
+    """
     size = weight.abs().to(torch.float64)
     alive = size > 0
     count = alive.sum().clamp(min=1)
     logs = torch.where(alive, size, torch.ones_like(size)).log()
     centre = logs.sum() / count
     spread = (torch.where(alive, logs - centre, torch.zeros_like(logs)).square().sum() / count).sqrt()
-    return torch.exp(centre + spread * noise.normal(weight)).where(alive.any(), torch.zeros_like(size))
+    centre = torch.where(alive.any(), centre, -torch.inf)
+    return centre.to(computing_dtype(weight)), spread.to(computing_dtype(weight))
 
 
 @torch.no_grad()
@@ -98,6 +118,7 @@ def rejuvenate_weights(
     source: Literal["init", "lognormal", "zero"] = "init",
     table: Tensor | None = None,
     signs: Tensor | None = None,
+    fit: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Replace weak weights by fresh synapses and let the others shrink.
 
@@ -110,6 +131,7 @@ def rejuvenate_weights(
         source: See :func:`fresh_synapses`.
         table: See :func:`fresh_synapses`.
         signs: See :func:`fresh_synapses`.
+        fit: See :func:`fresh_synapses`.
 
     Returns:
         The new weights and the mask of replaced ones, both in the shape of ``weight``.
@@ -127,5 +149,5 @@ def rejuvenate_weights(
         Deviation: new weights have the layer's initial distribution, both signs.
     """
     replaced = turnover_mask(weight, noise.derive("replace"), dre=dre, scale=scale)
-    fresh = fresh_synapses(weight, noise, source=source, table=table, signs=signs)
+    fresh = fresh_synapses(weight, noise, source=source, table=table, signs=signs, fit=fit)
     return torch.where(replaced, fresh, weight * (1.0 - shrinkage)), replaced
