@@ -7,7 +7,14 @@ from bio_lightning.functional.dales_principle import (
     enforce_dales_principle,
     random_signs,
 )
+from bio_lightning.functional.dormancy import dormancy_score
 from bio_lightning.functional.fuzzy_learning_rates import fuzzy_learning_rates, normalize_multipliers
+from bio_lightning.functional.matrix_rank import (
+    effective_rank,
+    singular_values,
+    singular_values_of_gram,
+    stable_rank,
+)
 from bio_lightning.functional.noise import Draw, Noise, element_index, stream
 from bio_lightning.functional.synaptic_scaling import scale_grad, scaling_factor, target_rate, tetzlaff_change
 from bio_lightning.functional.volume_dependent_lr import stability, volume_dependent_lr
@@ -25,6 +32,8 @@ __all__ = [
     "crystallize",
     "dalian_network_initialization",
     "distributions",
+    "dormancy_score",
+    "effective_rank",
     "element_index",
     "enforce_dales_principle",
     "frequently_used",
@@ -39,8 +48,11 @@ __all__ = [
     "scale_grad",
     "scaling_factor",
     "settled_or_strong",
+    "singular_values",
+    "singular_values_of_gram",
     "split_weights",
     "stability",
+    "stable_rank",
     "stream",
     "sum_groups",
     "synapse_shares",
