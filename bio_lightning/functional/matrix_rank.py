@@ -31,7 +31,8 @@ def singular_values(weight: Tensor) -> Tensor:
         raise ValueError(f"weight: got shape {tuple(weight.shape)}; allowed: two axes or more")
     matrix = weight.reshape(weight.shape[0], weight.shape[1:].numel()).to(torch.float64)
     matrix, poison = _finite(matrix)
-    return torch.linalg.svdvals(matrix) + poison
+    singular: Tensor = torch.linalg.svdvals(matrix)
+    return singular + poison
 
 
 @torch.no_grad()
@@ -52,7 +53,7 @@ def singular_values_of_gram(gram: Tensor) -> Tensor:
         tensor([3., 4.], dtype=torch.float64)
     """
     matrix, poison = _finite(gram.to(torch.float64))
-    squares = torch.linalg.eigvalsh(matrix)
+    squares: Tensor = torch.linalg.eigvalsh(matrix)
     if len(squares):
         noise = torch.finfo(torch.float64).eps * len(squares) * squares[-1]
         squares = torch.where(squares > noise, squares, torch.zeros_like(squares))

@@ -10,32 +10,46 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from bio_lightning.functional._layer import computing_dtype, ratio
+from bio_lightning.functional._sketch import BINS, sketch, sketched_quantiles
 
 __all__ = ["MultiplierSpread"]
 
 
 class MultiplierSpread(Metric):
-    r"""Mean, standard deviation, minimum and maximum of multipliers on the learning rate.
+    r"""Mean, standard deviation, minimum, maximum and quantiles of multipliers on the learning rate.
 
     .. math:: \text{mean} = 1 + \frac{1}{n} \sum_i (m_i - 1) \qquad
         \text{std} = \sqrt{\tfrac{1}{n} \sum_i (m_i - 1)^2 - (\text{mean} - 1)^2}
 
     Every synapse counts once: updates with several layers give what one update with all of them would give. The
     standard deviation is the population's. Sums are taken in float64, of the distance to the neutral multiplier 1, so
-    that a narrow spread around 1 is not lost in rounding.
+    that a narrow spread around 1 is not lost in rounding. A quantile is within 0.5 % of a multiplier that was there; it
+    comes from counts in about 2,800 bins of equal relative width, whose number does not grow with that of the synapses.
 
     Args:
+        quantiles: Probabilities in [0, 1]; the quantile at ``p`` is the multiplier with ``floor(p * (n - 1))`` smaller
+            ones. Without any, the counts are spared. Multipliers below 1e-6 count as 0 there, above 1e6 as 1e6.
         kwargs: Passed to :class:`torchmetrics.Metric`.
 
     Returns:
         From ``compute``, under ``mean``, ``std``, ``min`` and ``max``: 0-dim float64 tensors; 1, 0, 1, 1 as long as
-        there is no synapse.
+        there is no synapse. Each of the ``quantiles`` under ``quantile_0.05`` and so on, 1 without a synapse.
+
+    Raises:
+        ValueError: ``quantiles`` are out of range.
 
     Example:
         >>> spread = MultiplierSpread()
         >>> spread.update(torch.tensor([[0.5, 1.5], [0.5, 1.5]]))
         >>> {key: value.item() for key, value in spread.compute().items()}
         {'mean': 1.0, 'std': 0.5, 'min': 0.5, 'max': 1.5}
+        >>> median = MultiplierSpread(quantiles=(0.5,))
+        >>> median.update(torch.tensor([0.5, 0.8, 2.0]))
+        >>> round(median.compute()["quantile_0.5"].item(), 2)
+        0.8
+
+    References:
+        Masson et al., DDSketch: a fast and fully-mergeable quantile sketch with relative-error guarantees, VLDB, 2019.
     """
 
     is_differentiable = False
@@ -46,13 +60,19 @@ class MultiplierSpread(Metric):
     squared_distance: Tensor
     lowest: Tensor
     highest: Tensor
+    bins: Tensor
 
-    def __init__(self, **kwargs: Any) -> None:
+    def __init__(self, quantiles: tuple[float, ...] = (), **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        if not all(0 <= probability <= 1 for probability in quantiles):
+            raise ValueError(f"quantiles: got {quantiles!r}; allowed: numbers in [0, 1]")
+        self.quantiles = tuple(quantiles)
         for name in ("count", "distance", "squared_distance"):
             self.add_state(name, torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("lowest", torch.tensor(math.inf, dtype=torch.float64), dist_reduce_fx="min")
         self.add_state("highest", torch.tensor(-math.inf, dtype=torch.float64), dist_reduce_fx="max")
+        if self.quantiles:
+            self.add_state("bins", torch.zeros(BINS, dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(self, multiplier: Tensor) -> None:
         """Add the multipliers of some synapses.
@@ -69,15 +89,26 @@ class MultiplierSpread(Metric):
         self.squared_distance = self.squared_distance + distance.square().sum(dtype=torch.float64)
         self.lowest = torch.minimum(self.lowest, lowest.to(torch.float64))
         self.highest = torch.maximum(self.highest, highest.to(torch.float64))
+        if self.quantiles:
+            self.bins = self.bins + sketch(multiplier.detach())
 
     def compute(self) -> dict[str, Tensor]:
-        """The four statistics of all multipliers so far."""
+        """The statistics of all multipliers so far."""
         offset = ratio(self.distance, self.count, at_zero=0.0)
         variance = ratio(self.squared_distance, self.count, at_zero=0.0) - offset.square()
         neutral, empty = torch.ones_like(self.count), self.count == 0
+        names = [f"quantile_{probability:g}" for probability in self.quantiles]
         return {
             "mean": 1 + offset,
             "std": variance.clamp(min=0).sqrt(),
             "min": torch.where(empty, neutral, self.lowest),
             "max": torch.where(empty, neutral, self.highest),
+            **dict(zip(names, torch.where(empty, neutral, self._quantiles()), strict=True)),
         }
+
+    def _quantiles(self) -> Tensor:
+        """What the bins say, within what is known to be there: so constant multipliers have exact quantiles."""
+        if not self.quantiles:
+            return self.count.new_empty(0)
+        estimate = sketched_quantiles(self.bins, self.quantiles)
+        return torch.minimum(torch.maximum(estimate, self.lowest), self.highest)

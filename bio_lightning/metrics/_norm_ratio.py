@@ -1,0 +1,52 @@
+"""What the ratio of updates to weights and that of gradients to weights share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+__all__ = ["NormRatio", "check_shapes"]
+
+
+class NormRatio(Metric):
+    """Norm of some tensors over the norm of others; subclasses say which.
+
+    Squares add up, so layers, and the shards of one layer on several processes, give what all in one tensor would.
+
+    Args:
+        kwargs: Passed to :class:`torchmetrics.Metric`.
+    """
+
+    is_differentiable = False
+    full_state_update = False
+
+    squares: Tensor
+    reference_squares: Tensor
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        for name in ("squares", "reference_squares"):
+            self.add_state(name, torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
+
+    def _add(self, tensor: Tensor, reference: Tensor) -> None:
+        # in float64: float32 has no squares below 1e-45, and gradients reach those
+        self.squares = self.squares + tensor.detach().to(torch.float64).square().sum()
+        self.reference_squares = self.reference_squares + reference.detach().to(torch.float64).square().sum()
+
+    def compute(self) -> Tensor:
+        """The ratio over all layers so far."""
+        nothing = (self.squares == 0) & (self.reference_squares == 0)
+        return torch.where(nothing, torch.zeros_like(self.squares), self.squares / self.reference_squares).sqrt()
+
+
+def check_shapes(first: Tensor, second: Tensor) -> None:
+    """Two tensors have one shape, so that no broadcasting counts an entry twice.
+
+    Raises:
+        ValueError: They differ.
+    """
+    if first.shape != second.shape:
+        raise ValueError(f"shapes: got {tuple(first.shape)} and {tuple(second.shape)}; allowed: the same twice")

@@ -1,0 +1,81 @@
+"""Whether excitation and inhibition keep each other in check."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from bio_lightning.functional._layer import ratio
+
+__all__ = ["ExcitationInhibition"]
+
+
+class ExcitationInhibition(Metric):
+    r"""Mean excitation and inhibition per synapse, their balance, and the share of excitatory synapses.
+
+    .. math:: E = \frac{1}{n} \sum_i \max(w_i, 0) \qquad I = \frac{1}{n} \sum_i \max(-w_i, 0) \qquad
+        \text{balance} = \frac{E - I}{E + I}
+
+    Every synapse counts once: updates with several layers give what one update with all of them would give. This is the
+    balance of weights, or of currents when all presynaptic neurons are equally active.
+
+    Args:
+        kwargs: Passed to :class:`torchmetrics.Metric`.
+
+    Returns:
+        From ``compute``, 0-dim float64 tensors: ``excitation`` and ``inhibition``, both >= 0; ``balance`` in [-1, 1],
+        0 being balanced and 1 excitation alone; ``excitatory_fraction``, the share of positive ones among weights that
+        are not 0. All of them are 0 as long as there is no such weight.
+
+    Example:
+        >>> balance = ExcitationInhibition()
+        >>> balance.update(torch.tensor([3.0, 3.0, -2.0, 0.0]))
+        >>> {key: round(value.item(), 3) for key, value in balance.compute().items()}
+        {'excitation': 1.5, 'inhibition': 0.5, 'balance': 0.5, 'excitatory_fraction': 0.667}
+
+    References:
+        van Vreeswijk and Sompolinsky, Chaos in neuronal networks with balanced excitatory and inhibitory activity,
+        Science 274, 1996; Rajan and Abbott, Eigenvalue spectra of random matrices for neural networks, Physical Review
+        Letters 97, 2006, for the balance of weights.
+    """
+
+    is_differentiable = False
+    full_state_update = False
+
+    excitation: Tensor
+    inhibition: Tensor
+    excitatory: Tensor
+    inhibitory: Tensor
+    count: Tensor
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        for name in ("excitation", "inhibition", "excitatory", "inhibitory", "count"):
+            self.add_state(name, torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, weight: Tensor) -> None:
+        """Add some synapses.
+
+        Args:
+            weight: Signed weights, any shape.
+        """
+        weight = weight.detach()
+        self.excitation = self.excitation + weight.clamp(min=0).sum(dtype=torch.float64)
+        self.inhibition = self.inhibition - weight.clamp(max=0).sum(dtype=torch.float64)
+        self.excitatory = self.excitatory + (weight > 0).sum()
+        self.inhibitory = self.inhibitory + (weight < 0).sum()
+        self.count = self.count + weight.numel()
+
+    def compute(self) -> dict[str, Tensor]:
+        """The four numbers over all synapses so far."""
+        difference, total = self.excitation - self.inhibition, self.excitation + self.inhibition
+        share = ratio(self.excitatory, self.excitatory + self.inhibitory, at_zero=0.0)
+        return {
+            "excitation": ratio(self.excitation, self.count, at_zero=0.0),
+            "inhibition": ratio(self.inhibition, self.count, at_zero=0.0),
+            "balance": ratio(difference, total, at_zero=0.0),
+            "excitatory_fraction": torch.where(total.isnan(), total, share),  # NaN has no sign
+        }

@@ -1,0 +1,83 @@
+"""Whether synapses are distributed like those of the cortex."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from bio_lightning.functional._layer import ratio
+
+__all__ = ["LogNormality"]
+
+_CONSTANT = 1e-9  # squared coefficient of variation that rounding in sums of cubes could pass off as skewness
+
+
+class LogNormality(Metric):
+    r"""Mean, standard deviation and skewness of the logarithm of weight magnitudes.
+
+    .. math:: x_i = \ln |w_i| \qquad \text{skew} = \frac{\frac{1}{n} \sum_i (x_i - \bar{x})^3}{\text{std}^3}
+
+    Magnitudes that are log-normal have a skewness of 0; those of normal weights have one of -1.5. Every synapse counts
+    once: updates with several layers give what one update with all of them would give. Weights of exactly 0 are no
+    synapses and are left out. Standard deviation and skewness are the population's; where magnitudes differ by less
+    than 3e-5 of the mean logarithm both are 0.
+
+    Args:
+        kwargs: Passed to :class:`torchmetrics.Metric`.
+
+    Returns:
+        From ``compute``, under ``mean``, ``std`` and ``skew``: 0-dim float64 tensors; 0 as long as there is no synapse.
+
+    Example:
+        >>> log_normality = LogNormality()
+        >>> log_normality.update(torch.tensor([0.1, -1.0, 10.0, 0.0]))
+        >>> {key: round(value.item(), 3) + 0 for key, value in log_normality.compute().items()}
+        {'mean': 0.0, 'std': 1.88, 'skew': 0.0}
+
+    References:
+        Loewenstein et al., Multiplicative dynamics underlie the emergence of the log-normal distribution of spine sizes
+        in the neocortex in vivo, Journal of Neuroscience 31, 2011; Song et al., Highly nonrandom features of synaptic
+        connectivity in local cortical circuits, PLoS Biology 3, 2005.
+    """
+
+    is_differentiable = False
+    full_state_update = False
+
+    count: Tensor
+    logs: Tensor
+    squared_logs: Tensor
+    cubed_logs: Tensor
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        for name in ("count", "logs", "squared_logs", "cubed_logs"):
+            self.add_state(name, torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, weight: Tensor) -> None:
+        """Add some synapses.
+
+        Args:
+            weight: Weights of any shape; signs do not matter.
+        """
+        size = weight.detach().abs().to(torch.float64)
+        logs = torch.where(size == 0, torch.ones_like(size), size).log()  # a log of 0 adds nothing
+        square = logs.square()
+        self.count = self.count + (size != 0).sum()
+        self.logs = self.logs + logs.sum()
+        self.squared_logs = self.squared_logs + square.sum()
+        self.cubed_logs = self.cubed_logs + (square * logs).sum()
+
+    def compute(self) -> dict[str, Tensor]:
+        """The three statistics of all synapses so far."""
+        mean, square, cube = (
+            ratio(total, self.count, at_zero=0.0) for total in (self.logs, self.squared_logs, self.cubed_logs)
+        )
+        variance = square - mean.square()
+        constant = variance <= _CONSTANT * square
+        variance = torch.where(constant, torch.zeros_like(variance), variance)
+        third = cube - 3 * mean * square + 2 * mean**3
+        skew = third / torch.where(constant, torch.ones_like(variance), variance).pow(1.5)
+        return {"mean": mean, "std": variance.sqrt(), "skew": torch.where(constant, torch.zeros_like(skew), skew)}

@@ -1,0 +1,79 @@
+"""How long synapses live."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from bio_lightning.functional._layer import ratio
+
+__all__ = ["SpineLifetime"]
+
+
+class SpineLifetime(Metric):
+    r"""Mean lifetime of synapses, and the share of them that is replaced per step.
+
+    .. math:: \text{steps} = \frac{\sum_e n_e \, \Delta t_e}{\sum_e r_e} \qquad
+        \text{per\_step} = \frac{1}{\text{steps}}
+
+    Each update adds one event ``e`` in one layer: of ``n`` synapses, ``r`` were replaced, and all had lived for
+    :math:`\Delta t` steps since the last event. The steps that all synapses lived through, divided by the number of
+    deaths, are the mean lifetime wherever turnover is steady (Little's law), whatever the distribution of lifetimes.
+    The mean age of those that died would be too small: who lives long has not died yet.
+
+    Args:
+        kwargs: Passed to :class:`torchmetrics.Metric`.
+
+    Returns:
+        From ``compute``, 0-dim float64 tensors: ``steps``, > 0, infinite as long as nothing was replaced; ``per_step``,
+        >= 0 and always finite, 0 as long as there is no synapse.
+
+    Example:
+        >>> lifetime = SpineLifetime()
+        >>> lifetime.update(torch.tensor([True, False, False, False]), steps=100)
+        >>> lifetime.update(torch.tensor([False, False, False, True]), steps=100)
+        >>> {key: value.item() for key, value in lifetime.compute().items()}
+        {'steps': 400.0, 'per_step': 0.0025}
+
+    References:
+        Loewenstein et al., Predicting the dynamics of network connectivity in the neocortex, Journal of Neuroscience
+        35, 2015; Holtmaat et al., Transient and persistent dendritic spines in the neocortex in vivo, Neuron 45, 2005.
+    """
+
+    is_differentiable = False
+    full_state_update = False
+
+    lived: Tensor
+    replaced: Tensor
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        for name in ("lived", "replaced"):
+            self.add_state(name, torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, replaced: Tensor, steps: int) -> None:
+        """Add one event in one layer.
+
+        Args:
+            replaced: Mask of the synapses that were replaced, bool; any shape. Where none was, give it all the same.
+            steps: Steps since the event before, or since the start; >= 1.
+
+        Raises:
+            ValueError: ``replaced`` is no mask, or ``steps`` is out of range.
+        """
+        if replaced.dtype != torch.bool:
+            raise ValueError(f"replaced: got {replaced.dtype}; allowed: torch.bool")
+        if steps < 1:
+            raise ValueError(f"steps: got {steps!r}; allowed: a whole number >= 1")
+        self.lived = self.lived + replaced.numel() * steps
+        self.replaced = self.replaced + replaced.sum()
+
+    def compute(self) -> dict[str, Tensor]:
+        """The two numbers over all events so far."""
+        return {
+            "steps": ratio(self.lived, self.replaced, at_zero=torch.inf),
+            "per_step": ratio(self.replaced, self.lived, at_zero=0.0),
+        }

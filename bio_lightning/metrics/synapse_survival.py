@@ -1,0 +1,90 @@
+"""How old synapses are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from bio_lightning.functional._layer import ratio
+
+__all__ = ["SynapseSurvival"]
+
+
+class SynapseSurvival(Metric):
+    r"""Share of today's synapses that are older than some number of steps, and their mean age.
+
+    .. math:: \text{older\_than}_N = \frac{1}{n} \sum_i [\text{age}_i > N]
+
+    The age of a synapse is the number of steps since it was born, which is when training began or when it was last
+    replaced. All that has to be kept is one integer per weight: ``age += 1`` after every step, ``age[replaced] = 0``
+    where synapses were replaced. Every synapse counts once: updates with several layers give what one update with all
+    of them would give. For another day, ``reset`` first.
+
+    Args:
+        older_than: Numbers of steps, >= 0; one or several.
+        kwargs: Passed to :class:`torchmetrics.Metric`.
+
+    Returns:
+        From ``compute``, 0-dim float64 tensors: ``older_than_1000`` and so on, each a share in [0, 1]; ``age_mean``, in
+        steps. All of them are 0 as long as there is no synapse.
+
+    Raises:
+        ValueError: ``older_than`` is out of range.
+
+    Example:
+        >>> age = torch.zeros(2, 2, dtype=torch.int64)
+        >>> for step in range(150):
+        ...     age += 1
+        ...     if step == 49:
+        ...         age[0, 0] = 0  # replaced
+        >>> survival = SynapseSurvival(older_than=100)
+        >>> survival.update(age)
+        >>> {key: value.item() for key, value in survival.compute().items()}
+        {'older_than_100': 0.75, 'age_mean': 137.5}
+
+    References:
+        Holtmaat et al., Transient and persistent dendritic spines in the neocortex in vivo, Neuron 45, 2005.
+    """
+
+    is_differentiable = False
+    full_state_update = False
+
+    older: Tensor
+    total_age: Tensor
+    count: Tensor
+
+    def __init__(self, older_than: int | Sequence[int] = (100, 1000), **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.older_than = tuple(older_than) if isinstance(older_than, Sequence) else (older_than,)
+        if not self.older_than or not all(isinstance(steps, int) and steps >= 0 for steps in self.older_than):
+            raise ValueError(f"older_than: got {older_than!r}; allowed: whole numbers >= 0, at least one")
+        self.add_state("older", torch.zeros(len(self.older_than), dtype=torch.float64), dist_reduce_fx="sum")
+        for name in ("total_age", "count"):
+            self.add_state(name, torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, age: Tensor) -> None:
+        """Add some synapses.
+
+        Args:
+            age: Steps since each was born, integer, >= 0; any shape.
+
+        Raises:
+            ValueError: ``age`` holds no integers: a mask is none, and halves would round large ages.
+        """
+        if age.is_floating_point() or age.dtype == torch.bool:
+            raise ValueError(f"age: got {age.dtype}; allowed: an integer type")
+        self.older = self.older + torch.stack([(age > steps).sum() for steps in self.older_than])
+        self.total_age = self.total_age + age.sum(dtype=torch.float64)
+        self.count = self.count + age.numel()
+
+    def compute(self) -> dict[str, Tensor]:
+        """The shares and the mean over all synapses so far."""
+        shares = {
+            f"older_than_{steps}": ratio(older, self.count, at_zero=0.0)
+            for steps, older in zip(self.older_than, self.older, strict=True)
+        }
+        return {**shares, "age_mean": ratio(self.total_age, self.count, at_zero=0.0)}

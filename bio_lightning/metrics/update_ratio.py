@@ -1,0 +1,50 @@
+"""How far a step moves the weights."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from bio_lightning.metrics._norm_ratio import NormRatio, check_shapes
+
+__all__ = ["UpdateRatio"]
+
+
+class UpdateRatio(NormRatio):
+    r"""Size of an optimizer step relative to the weights.
+
+    .. math:: \sqrt{\frac{\sum_l \|w_l' - w_l\|^2}{\sum_l \|w_l\|^2}}
+
+    Each update adds one layer ``l``; large layers weigh more. Shards of a layer on several processes may be given as
+    they are.
+
+    Args:
+        kwargs: Passed to :class:`torchmetrics.Metric`.
+
+    Returns:
+        From ``compute``: 0-dim float64, >= 0; 0 where nothing moved, also as long as there is no weight; infinite
+        where weights moved that were all 0.
+
+    Example:
+        >>> update_ratio = UpdateRatio()
+        >>> update_ratio.update(before=torch.tensor([3.0, 4.0]), after=torch.tensor([3.0, 4.5]))
+        >>> update_ratio.compute().item()
+        0.1
+
+    References:
+        Bernstein et al., On the distance between two neural networks and the stability of learning, NeurIPS, 2020.
+    """
+
+    def update(self, before: Tensor, after: Tensor) -> None:
+        """Add one layer.
+
+        Args:
+            before: Weights before the step, a copy of its own; any shape.
+            after: Weights after the step, the same shape.
+
+        Raises:
+            ValueError: The shapes differ.
+        """
+        check_shapes(before, after)
+        before = before.detach().to(torch.float64)
+        self._add(after.detach() - before, before)
