@@ -33,8 +33,8 @@ class NormRatio(Metric):
 
     def _add(self, tensor: Tensor, reference: Tensor) -> None:
         # in float64: float32 has no squares below 1e-45, and gradients reach those
-        self.squares = self.squares + tensor.detach().to(torch.float64).square().sum()
-        self.reference_squares = self.reference_squares + reference.detach().to(torch.float64).square().sum()
+        self.squares = self.squares + tensor.to(torch.float64).square().sum()
+        self.reference_squares = self.reference_squares + reference.to(torch.float64).square().sum()
 
     def compute(self) -> Tensor:
         """The ratio over all layers so far."""

@@ -26,5 +26,5 @@ def as_samples(activation: Tensor, units: int, axis: int) -> Tensor:
     """
     if not -activation.dim() <= axis < activation.dim() or activation.shape[axis] != units:
         raise ValueError(f"activation: got shape {tuple(activation.shape)}; allowed: {units} units on axis {axis}")
-    rows = activation.detach().movedim(axis, -1)
+    rows = activation.movedim(axis, -1)
     return rows.reshape(rows.shape[:-1].numel(), units)

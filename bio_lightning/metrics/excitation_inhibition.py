@@ -62,7 +62,7 @@ class ExcitationInhibition(Metric):
         Args:
             weight: Signed weights, any shape.
         """
-        weight = weight.detach()
+        weight = weight
         self.excitation = self.excitation + weight.clamp(min=0).sum(dtype=torch.float64)
         self.inhibition = self.inhibition - weight.clamp(max=0).sum(dtype=torch.float64)
         self.excitatory = self.excitatory + (weight > 0).sum()

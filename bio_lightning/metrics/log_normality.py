@@ -62,7 +62,7 @@ class LogNormality(Metric):
         Args:
             weight: Weights of any shape; signs do not matter.
         """
-        size = weight.detach().abs().to(torch.float64)
+        size = weight.abs().to(torch.float64)
         logs = torch.where(size == 0, torch.ones_like(size), size).log()  # a log of 0 adds nothing
         square = logs.square()
         self.count = self.count + (size != 0).sum()

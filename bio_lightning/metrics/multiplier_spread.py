@@ -90,7 +90,7 @@ class MultiplierSpread(Metric):
         self.lowest = torch.minimum(self.lowest, lowest.to(torch.float64))
         self.highest = torch.maximum(self.highest, highest.to(torch.float64))
         if self.quantiles:
-            self.bins = self.bins + sketch(multiplier.detach())
+            self.bins = self.bins + sketch(multiplier)
 
     def compute(self) -> dict[str, Tensor]:
         """The statistics of all multipliers so far."""

