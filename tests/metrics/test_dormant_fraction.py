@@ -52,6 +52,12 @@ def test_neurons_are_counted_by_firing_rates_too():
     assert [value.item() for value in metric.compute().values()] == [0.25, 0.25, 0.5]
 
 
+def test_many_samples_in_half_precision():
+    metric = DormantFraction(units=2, tau=0.1)
+    metric.update(torch.tensor([[40.0, 100.0]], dtype=torch.float16).expand(5000, 2))  # the sum is beyond float16
+    assert metric.compute() == {"tau_0.1": 0.0}
+
+
 @pytest.mark.parametrize("units", [0, -1, 2.5, True, "4", (3, 0), ()])
 def test_units_out_of_range(units):
     with pytest.raises(ValueError, match="units: got "):

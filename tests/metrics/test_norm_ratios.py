@@ -37,11 +37,17 @@ def test_zero_weights(ratio):
 def test_small_gradients_are_not_lost():
     metric = GradientRatio()
     metric.update(torch.full((4,), 1e-30), torch.full((4,), 1e-2))
-    assert metric.compute().item() == pytest.approx(1e-28)
+    assert metric.compute().item() == pytest.approx(1e-28, rel=1e-6, abs=0.0)
 
 
-def test_small_updates_of_large_half_precision_weights():
-    before = torch.tensor([3e4, 1.0], dtype=torch.float16)
+def test_squares_beyond_half_precision():
+    metric = GradientRatio()
+    metric.update(torch.full((4,), 600.0, dtype=torch.float16), torch.full((4,), 300.0, dtype=torch.float16))
+    assert metric.compute() == 2.0
+
+
+def test_updates_beyond_half_precision():
+    before = torch.tensor([4e4, 1.0], dtype=torch.float16)
     metric = UpdateRatio()
     metric.update(before, -before)  # the difference is beyond float16
     assert metric.compute().item() == pytest.approx(2.0)
