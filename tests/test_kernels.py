@@ -160,3 +160,30 @@ def test_auto_compiles_large_models_in_long_runs(monkeypatch):
         crystal = Crystallization(start_step=10**6)
         fit(copy.deepcopy(model), [crystal], max_steps=steps)
         assert crystal.session.plasticity.compiled == expected
+
+
+@pytest.mark.parametrize(("dtype", "size"), [("float32", 4), ("bfloat16", 2)])
+def test_one_tensor_per_weight_is_kept_and_a_second_only_for_drawn_factors(dtype, size):
+    kept = {
+        "crystallization": (Crystallization(state_dtype=dtype), size),
+        "volume_dependent_lr": (VolumeDependentLR(state_dtype=dtype), 0),
+        "fuzzy_learning_rates": (FuzzyLearningRates(state_dtype=dtype), size),
+        "synaptic_scaling": (SynapticScaling(state_dtype=dtype), 0),
+    }
+    for callback, expected in kept.values():
+        model = make_model("MLP")
+        fit(model, [callback])
+        for name, synapses in callback.session.synapses.items():
+            weight = synapses.weight
+            stored = [t for t in callback.session.store.get(name, {}).values() if t.shape == weight.shape]
+            assert sum(t.element_size() for t in stored) == expected, callback.name
+        assert not callback.session.plasticity._snapshots
+
+
+def test_snapshots_are_made_once(monkeypatch):
+    made = []
+    monkeypatch.setattr(plasticity.torch, "empty_like", lambda *a, **k: made.append(1) or torch.zeros_like(*a, **k))
+    model = make_model("MLP", "adam")
+    fit(model, [VolumeDependentLR()], steps=6)
+    weights = sum(1 for name, _ in model.named_parameters() if name.endswith("weight"))
+    assert len(made) == weights

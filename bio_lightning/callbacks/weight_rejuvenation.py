@@ -121,7 +121,7 @@ class WeightRejuvenation(ScheduledMechanism):
         """Replace weak synapses, in one pass over the weight and all that is kept of it."""
         tensors, weight = session.store[synapses.name], synapses.weight
         scale = tensors["initial_std"] if self.reference == "initial" else std(_without_padding(synapses))
-        if scale.device.type == "cpu" and not bool(scale > 0):  # elsewhere the answer would have to be waited for
+        if _is_at_hand(scale) and not bool(scale > 0):
             session.tell(f"{synapses.name} is not rejuvenated: the standard deviation of its weights is 0")
             return
         operands = {"scale": scale}
@@ -152,11 +152,11 @@ class WeightRejuvenation(ScheduledMechanism):
 
     def _raise_on_nan(self, name: str, weight: Tensor) -> None:
         """At once on a CPU; elsewhere at the next event, as looking at a value would wait for the device."""
-        if weight.device.type == "cpu":
+        if _is_at_hand(weight):
             # a sum is faster, but that of two infinities is no number, either
             found = bool(weight.sum().isnan()) and bool(weight.isnan().any())
         else:
-            found = bool(self._nan.get(name, False))
+            found = name in self._nan and bool(self._nan[name].tolist())  # a copy on the host, made long ago
             self._nan[name] = weight.isnan().any().to("cpu", non_blocking=True)
         if found:
             raise RuntimeError(f"{name} contains NaN; WeightRejuvenation would hide it")
@@ -257,6 +257,11 @@ def _without_padding(synapses: Synapses) -> Tensor:
     weight = synapses.weight.detach()
     padding = synapses.padding_row
     return weight if padding is None else torch.cat([weight[:padding], weight[padding + 1 :]])
+
+
+def _is_at_hand(tensor: Tensor) -> bool:
+    """Whether a value can be looked at without waiting for a device."""
+    return tensor.device.type == "cpu"
 
 
 def _turnover(
