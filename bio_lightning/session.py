@@ -90,6 +90,7 @@ class Session:
         self._owners = Owners([])
         self._turns: dict[tuple[object, ...], list[Turn]] = {}
         self._passed: set[int] = set()  # optimizers whose pass has run in the current step
+        self._learned = False  # whether the current batch had a backward pass
         self._stepped: dict[int, int] = {}  # optimizers that stepped in the current batch, with their count before
         self.stepped = False  # whether an optimizer stepped in the latest batch
         self._touched: set[str] = set()  # weights that had a gradient in the current step
@@ -254,6 +255,7 @@ class Session:
     def batch_start(self) -> None:
         """``on_train_batch_start``: a pass whose optimizer never stepped is forgotten."""
         self._passed.clear()
+        self._learned = False
         self.rates.gate.is_open = True
 
     def after_backward(self, trainer: pl.Trainer) -> None:
@@ -263,6 +265,7 @@ class Session:
         step follows, with a gradient scaler the gradients are scaled and the step may be skipped, and an
         ``optimizer_step`` of the user's may skip it, too.
         """
+        self._learned = True
         waits = _scaler(trainer) is not None or is_overridden("optimizer_step", self.module, pl.LightningModule)
         if self.module.automatic_optimization and not waits and not _accumulating(trainer):
             self.run_pass(trainer, self._owners.optimizers[0])
@@ -270,12 +273,22 @@ class Session:
     def before_optimizer_step(self, trainer: pl.Trainer, optimizer: Optimizer) -> None:
         """``on_before_optimizer_step``: the pass where it has not run in ``on_after_backward``."""
         scaler = _scaler(trainer)
-        if scaler is not None and _unscales_itself(optimizer):
-            refuse_scaled_gradients(self.mechanisms, optimizer)
-        elif scaler is not None and any(bool(found) for found in scaler._found_inf_per_device(optimizer).values()):
-            self.rates.discard(self._names(self._owners.optimizers.index(optimizer)))
-            return  # the step will be skipped
+        if scaler is not None:
+            if _unscales_itself(optimizer):
+                refuse_scaled_gradients(self.mechanisms, optimizer)
+            if self._will_skip(scaler, optimizer):
+                self.rates.discard(self._names(self._owners.optimizers.index(optimizer)))
+                return
         self.run_pass(trainer, optimizer)
+
+    def _will_skip(self, scaler: Any, optimizer: Optimizer) -> bool:
+        """Whether a step under a gradient scaler is left out: for infinite gradients, or for want of a loss.
+
+        Of a fused optimizer's gradients nothing is known before its step.
+        """
+        if self.module.automatic_optimization and not self._learned:
+            return True
+        return any(bool(found) for found in scaler._found_inf_per_device(optimizer).values())
 
     def run_pass(self, trainer: pl.Trainer, optimizer: Optimizer) -> None:
         """Crystallize, refresh multipliers, and scale the gradients where multipliers act on gradients."""

@@ -266,32 +266,6 @@ def test_checkpoint_without_bio_state_can_start_it(tmp_path):
     assert set(multipliers(bio)) == {"net.0.weight", "net.2.weight", "net.4.weight"}
 
 
-# ---- once per optimizer step -----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
-@pytest.mark.parametrize(("name", "label"), ACTIVE, ids=ACTIVE_IDS)
-def test_accumulated_micro_batches_equal_one_batch(name, label, optimizer):
-    batched, accumulated = (make_model("MLP", optimizer, double=True) for _ in range(2))
-    large = DataLoader(batched.batches(4, size=12), batch_size=None)
-    small = DataLoader(batched.batches(12, size=4), batch_size=None)
-    make_trainer([active(name, label)], max_epochs=1).fit(batched, large)
-    make_trainer([active(name, label)], max_epochs=1, accumulate_grad_batches=3).fit(accumulated, small)
-    for name_, weight in weights_of(batched).items():
-        assert torch.allclose(weight, weights_of(accumulated)[name_], atol=1e-9), name_
-
-
-def test_last_short_accumulation_is_one_step():
-    bio = make_model("MLP")
-    counts = MECHANISMS["crystallization"](crystal_thresh=1e6, ignore_zero_grad=False, floor=1e-6, recovery=0.0)
-    make_trainer([counts], max_epochs=1, accumulate_grad_batches=3).fit(
-        bio, DataLoader(bio.batches(7), batch_size=None)
-    )
-    # hit once per optimizer step: 3 + 3 + 1 micro-batches are three steps
-    assert torch.allclose(multipliers(bio)["net.2.weight"], torch.tensor(0.6**3))
-    assert counts.session.steps == [3]
-
-
 # ---- bad input -------------------------------------------------------------------------------------------------------
 
 
