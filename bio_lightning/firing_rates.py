@@ -74,7 +74,9 @@ class FiringRates:
     def __init__(self, store: dict[str, dict[str, Tensor]]) -> None:
         self._store = store
         self.gate = Gate()
+        self.over_ranks = False  # whether the ranks train one model; a process group alone does not say so
         self._counters: dict[tuple[str, Side], list[RateCounter]] = {}
+        self._watched: dict[str, Synapses] = {}
         self._handles: list[RemovableHandle] = []
 
     def watch(self, synapses: Synapses, side: Side, modules: Iterable[nn.Module]) -> None:
@@ -82,12 +84,13 @@ class FiringRates:
         if (synapses.name, side) in self._counters:
             return
         counters = self._counters[synapses.name, side] = []
+        self._watched[synapses.name] = synapses
         for module in modules:
             counter = RateCounter(neuron_dim(synapses), side == "pre_rate", self.gate)
             counters.append(counter)
             self._handles.append(module.register_forward_hook(counter))
         pending = self._store.get(synapses.name, {}).pop(f"{side}_count", None)
-        if pending is not None and counters and not _distributed():
+        if pending is not None and counters and not self.over_ranks:
             counters[0].positive, counters[0].total = pending[:-1], int(pending[-1])
 
     @property
@@ -102,15 +105,34 @@ class FiringRates:
 
     def commit(self, names: set[str]) -> None:
         """Update the averages of the layers whose optimizer stepped, and start counting anew."""
-        due = {key: counters for key, counters in self._counters.items() if key[0] in names}
-        counts = {key: count for key, counters in due.items() if (count := _total(counters)) is not None}
-        for (name, side), count in zip(counts, _sum_over_ranks(list(counts.values())), strict=True):
+        due = {key: counters for key, counters in self._counters.items() if key[0] in names and counters}
+        counts = {key: _total(counters) for key, counters in due.items()}
+        summed = self._sum_over_ranks(counts) if self.over_ranks else counts
+        for (name, side), count in summed.items():
+            # only where another rank may have run the layer does the host have to wait for the answer
+            if count is None or (counts[name, side] is None and not bool(count[-1] > 0)):
+                continue
             share = (count[:-1] / count[-1]).to(torch.float32)
             old = self._store.setdefault(name, {}).get(side)
             self._store[name][side] = share if old is None else torch.lerp(share, old, _DECAY)
         for counters in due.values():
             for counter in counters:
                 counter.clear()
+
+    def _sum_over_ranks(self, counts: dict[tuple[str, Side], Tensor | None]) -> dict[tuple[str, Side], Tensor]:
+        """Add up the counts of all processes, in one message; each sends as much, whichever layers ran there."""
+        mine = [self._nothing(*key) if count is None else count for key, count in counts.items()]
+        if not mine:
+            return {}
+        packed = torch.cat(mine)
+        torch.distributed.all_reduce(packed)
+        return dict(zip(counts, torch.split(packed, [count.numel() for count in mine]), strict=True))
+
+    def _nothing(self, name: str, side: Side) -> Tensor:
+        """What a rank has counted in a layer that it did not run."""
+        synapses = self._watched[name]
+        neurons = synapses.postsynaptic_neurons if side == "rate" else synapses.presynaptic_neurons
+        return torch.zeros(neurons + 1, dtype=torch.float64, device=synapses.weight.device)
 
     def discard(self, names: set[str]) -> None:
         """Forget the counts of layers whose step does not happen."""
@@ -126,6 +148,7 @@ class FiringRates:
             handle.remove()
         self._handles.clear()
         self._counters.clear()
+        self._watched.clear()
         self.gate.is_open = False
 
 
@@ -136,17 +159,3 @@ def _total(counters: list[RateCounter]) -> Tensor | None:
         return None
     positive = torch.stack([c.positive for c in seen if c.positive is not None]).sum(dim=0)
     return torch.cat([positive, positive.new_tensor([float(sum(c.total for c in seen))])])
-
-
-def _distributed() -> bool:
-    ready = torch.distributed.is_available() and torch.distributed.is_initialized()
-    return ready and torch.distributed.get_world_size() > 1
-
-
-def _sum_over_ranks(tensors: list[Tensor]) -> list[Tensor]:
-    """Sum each tensor over all processes, in one message."""
-    if not tensors or not _distributed():
-        return tensors
-    packed = torch.cat([tensor.flatten() for tensor in tensors])
-    torch.distributed.all_reduce(packed)
-    return list(torch.split(packed, [tensor.numel() for tensor in tensors]))

@@ -152,6 +152,7 @@ class Session:
                     getattr(mechanism, phase)(self, synapses)
         for optimizer in self._owners.optimizers:
             self._handles.append(optimizer.register_step_post_hook(self._after_step))
+        self.rates.over_ranks = trainer.world_size > 1
         self._watch_rates()
         if self.rates.hooked:
             recompile_for_hooks(self.module)

@@ -23,7 +23,7 @@ def by_activity() -> list[BioCallback]:
     return [
         MECHANISMS["fuzzy_learning_rates"](distribution="activity", nu=0.4, update_every=2),
         MECHANISMS["volume_dependent_lr"](),
-        MECHANISMS["synaptic_scaling"](rule="tetzlaff", target=0.6, max_change=0.1),
+        MECHANISMS["synaptic_scaling"](rule="tetzlaff", target=0.6, rate=5.0),
         MECHANISMS["crystallization"](criterion="use", use_thresh=1.1, recovery=0.1),
         MECHANISMS["weight_rejuvenation"](select="activity", dormant_fraction=0.6, every_n_steps=3),
         MECHANISMS["dales_principle"](),

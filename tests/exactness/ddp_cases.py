@@ -1,0 +1,120 @@
+"""What one group of processes runs, one case after the other, and one process on the same global batches."""
+
+from __future__ import annotations
+
+import datetime
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as fn
+from lightning.pytorch.strategies import DDPStrategy
+from torch import Tensor, nn
+
+from tests.exactness.runs import MODELS, SETS, TOGETHER, Batches, train
+from tests.models import CLASSES, MLP, TwoOptimizers, ZooModel, make_model
+from tests.test_precision import scaled
+
+GLOBAL_BATCH = 12
+
+
+class Experts(ZooModel):
+    """A sample goes to one of two experts. An expert without samples does not run; batches are sorted by expert."""
+
+    def __init__(self, optimizer: str = "sgd") -> None:
+        super().__init__(optimizer)
+        self.first, self.second = (nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 8)) for _ in range(2))
+        self.head = nn.Sequential(nn.ReLU(), nn.Linear(8, CLASSES))
+
+    def forward(self, x: Tensor) -> Tensor:
+        chosen = x[:, 0] > 0
+        parts = [expert(x[here]) for expert, here in ((self.first, chosen), (self.second, ~chosen)) if here.any()]
+        return self.head(torch.cat(parts))
+
+    def batches(self, count: int, size: int = GLOBAL_BATCH, seed: int = 1) -> Batches:
+        return [(x[x[:, 0].argsort(descending=True)], y) for x, y in super().batches(count, size, seed)]
+
+
+class Overflowing(MLP):
+    """The loss of a few samples is infinite: with a scaler their steps are skipped."""
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        with torch.autocast("cpu", enabled=False):
+            x, y = batch
+            return (fn.cross_entropy(self(x), y, reduction="none") * torch.where(x[:, 0] > 2.5, torch.inf, 1.0)).mean()
+
+
+@dataclass(frozen=True)
+class Case:
+    """One run.
+
+    Args:
+        label: Which mechanisms.
+        optimizer: Which optimizer.
+        model: Which model.
+        steps: Number of batches.
+        double: Whether in float64, where the comparison with one process is close.
+        strategy: Arguments of the strategy.
+        trainer: Makes arguments of the Trainer.
+    """
+
+    label: str
+    optimizer: str = "sgd"
+    model: type[ZooModel] = MLP
+    steps: int = 200
+    double: bool = True
+    strategy: Mapping[str, Any] = field(default_factory=dict)
+    trainer: Callable[[], dict[str, Any]] = dict
+
+    def run(self, rank: int = 0, world: int = 1) -> dict[str, Tensor]:
+        """Train on this rank's share of every batch; only rank 0 has the initial weights of one process."""
+        model = make_model(self.model, self.optimizer, seed=rank, double=self.double)
+        shares = [tuple(t.chunk(world)[rank] for t in batch) for batch in model.batches(self.steps, GLOBAL_BATCH)]
+        arguments = self.trainer()
+        if world > 1:
+            impatient = DDPStrategy(timeout=datetime.timedelta(seconds=60), **self.strategy)
+            arguments |= {"strategy": impatient, "devices": world}
+        return train(model, SETS[self.label](), shares, **arguments)
+
+
+def _with_scaler() -> dict[str, Any]:
+    return {"plugins": scaled()}
+
+
+def _accumulating() -> dict[str, Any]:
+    return {"accumulate_grad_batches": 3}
+
+
+_VIEWS, _STATIC, _UNUSED = (
+    {key: True} for key in ("gradient_as_bucket_view", "static_graph", "find_unused_parameters")
+)
+
+CASES: dict[str, Case] = {
+    **{f"alone-{label}": Case(label, steps=24) for label in SETS if label not in TOGETHER},
+    **{f"{label}-{optimizer}": Case(label, optimizer) for label in TOGETHER for optimizer in ("sgd", "adam")},
+    **{f"{label}-{optimizer}-float32": Case(label, optimizer, double=False)
+       for label in TOGETHER for optimizer in ("momentum", "adam")},
+    **{f"{label}-{name}": Case(label, "adam", MODELS[name], steps=12)
+       for label in TOGETHER for name in MODELS if (label, name) != ("by_activity", "Recurrent")},
+    **{f"{label}-views-{name}": Case(label, "momentum", MODELS[name], steps=12, strategy=_VIEWS)
+       for label in ("everything", "by_activity") for name in ("MLP", "PlainCNN")},
+    # torch itself cannot accumulate with a static graph
+    **{f"{label}-static": Case(label, "adam", steps=30, strategy=_STATIC) for label in ("everything", "by_activity")},
+    **{f"{label}-static-views": Case(label, steps=30, strategy={**_STATIC, **_VIEWS}) for label in TOGETHER},
+    **{f"{label}-views-accumulating": Case(label, "adam", steps=30, strategy=_VIEWS, trainer=_accumulating)
+       for label in TOGETHER},
+    **{f"{label}-experts": Case(label, "adam", Experts, steps=30, strategy=_UNUSED) for label in TOGETHER},
+    **{f"{label}-overflowing": Case(label, "adam", Overflowing, steps=30, trainer=_with_scaler) for label in TOGETHER},
+    **{f"{label}-two-optimizers": Case(label, "adam", TwoOptimizers, steps=30) for label in TOGETHER},
+}  # fmt: skip
+
+
+def run_all(rank: int, world: int, port: int, folder: str) -> None:
+    """All cases in one process of a group."""
+    os.environ.update(
+        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), WORLD_SIZE=str(world), NODE_RANK="0", LOCAL_RANK=str(rank)
+    )
+    torch.set_num_threads(1)
+    torch.save({name: case.run(rank, world) for name, case in CASES.items()}, f"{folder}/{rank}.pt")
