@@ -63,7 +63,7 @@ class Case:
     label: str
     optimizer: str = "sgd"
     model: type[ZooModel] = MLP
-    steps: int = 200
+    steps: int = 20
     double: bool = True
     strategy: Mapping[str, Any] = field(default_factory=dict)
     trainer: Callable[[], dict[str, Any]] = dict
@@ -92,22 +92,23 @@ _VIEWS, _STATIC, _UNUSED = (
 )
 
 CASES: dict[str, Case] = {
-    **{f"alone-{label}": Case(label, steps=24) for label in SETS if label not in TOGETHER},
+    **{f"alone-{label}": Case(label, steps=12) for label in SETS if label not in TOGETHER},
+    **{f"{label}-long": Case(label, "momentum", steps=200) for label in ("everything", "by_activity")},
+    **{f"{label}-long-float32": Case(label, "adam", steps=200, double=False)
+       for label in ("everything", "by_activity")},
     **{f"{label}-{optimizer}": Case(label, optimizer) for label in TOGETHER for optimizer in ("sgd", "adam")},
-    **{f"{label}-{optimizer}-float32": Case(label, optimizer, double=False)
-       for label in TOGETHER for optimizer in ("momentum", "adam")},
     **{f"{label}-{name}": Case(label, "adam", MODELS[name], steps=12)
        for label in TOGETHER for name in MODELS if (label, name) != ("by_activity", "Recurrent")},
     **{f"{label}-views-{name}": Case(label, "momentum", MODELS[name], steps=12, strategy=_VIEWS)
        for label in ("everything", "by_activity") for name in ("MLP", "PlainCNN")},
     # torch itself cannot accumulate with a static graph
-    **{f"{label}-static": Case(label, "adam", steps=30, strategy=_STATIC) for label in ("everything", "by_activity")},
-    **{f"{label}-static-views": Case(label, steps=30, strategy={**_STATIC, **_VIEWS}) for label in TOGETHER},
-    **{f"{label}-views-accumulating": Case(label, "adam", steps=30, strategy=_VIEWS, trainer=_accumulating)
+    **{f"{label}-static": Case(label, "adam", strategy=_STATIC) for label in ("everything", "by_activity")},
+    **{f"{label}-static-views": Case(label, strategy={**_STATIC, **_VIEWS}) for label in TOGETHER},
+    **{f"{label}-views-accumulating": Case(label, "adam", strategy=_VIEWS, trainer=_accumulating)
        for label in TOGETHER},
-    **{f"{label}-experts": Case(label, "adam", Experts, steps=30, strategy=_UNUSED) for label in TOGETHER},
-    **{f"{label}-overflowing": Case(label, "adam", Overflowing, steps=30, trainer=_with_scaler) for label in TOGETHER},
-    **{f"{label}-two-optimizers": Case(label, "adam", TwoOptimizers, steps=30) for label in TOGETHER},
+    **{f"{label}-experts": Case(label, "adam", Experts, strategy=_UNUSED) for label in TOGETHER},
+    **{f"{label}-overflowing": Case(label, "adam", Overflowing, trainer=_with_scaler) for label in TOGETHER},
+    **{f"{label}-two-optimizers": Case(label, "adam", TwoOptimizers) for label in TOGETHER},
 }  # fmt: skip
 
 
