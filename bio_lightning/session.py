@@ -341,6 +341,11 @@ class Session:
         if found_inf is not None and bool(found_inf):
             self.rates.discard(self._names(index))
             return
+        if index not in self._passed:
+            raise MisconfigurationException(
+                f"{type(optimizer).__name__} stepped without Lightning's hooks, so that no mechanism could act; step"
+                " what self.optimizers() gives, or what is handed to optimizer_step, not the optimizer inside"
+            )
         step = self.steps[index]
         modes = self._modes(index)
         turns = [turn for turn in self._turns_of(index) if turn.synapses.name in self._touched]
