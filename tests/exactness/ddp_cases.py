@@ -13,9 +13,8 @@ import torch.nn.functional as fn
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 
-from tests.exactness.runs import MODELS, SETS, TOGETHER, Batches, train
+from tests.exactness.runs import MODELS, SETS, TOGETHER, Batches, scaled, train
 from tests.models import CLASSES, MLP, TwoOptimizers, ZooModel, make_model
-from tests.test_precision import scaled
 
 GLOBAL_BATCH = 12
 

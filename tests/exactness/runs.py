@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -79,6 +80,11 @@ class PlainTransformer(Transformer):
 MODELS: dict[str, type[ZooModel]] = {
     model.__name__: model for model in (MLP, PlainCNN, PlainTransformer, Recurrent, Tied)
 }
+
+
+def scaled() -> MixedPrecision:
+    """16-mixed on the CPU, with a scale that is a power of two and so changes no bit of a mantissa."""
+    return MixedPrecision("16-mixed", device="cpu", scaler=torch.amp.GradScaler("cpu", init_scale=2.0**10))
 
 
 def train(model: ZooModel, callbacks: Sequence[pl.Callback], batches: Batches, **arguments) -> dict[str, Tensor]:

@@ -8,9 +8,8 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 
-from tests.exactness.runs import MODELS, SETS, TOGETHER, moved, state_of, train, unequal
+from tests.exactness.runs import MODELS, SETS, TOGETHER, moved, scaled, state_of, train, unequal
 from tests.models import MLP, make_model
-from tests.test_precision import scaled
 
 pytestmark = pytest.mark.filterwarnings("ignore:`training_step` returned `None`")
 

@@ -10,9 +10,8 @@ import torch.nn.functional as fn
 from torch import nn
 
 from bio_lightning import Crystallization, FuzzyLearningRates
-from tests.exactness.runs import SETS, TOGETHER, moved, state_of, train, unequal
+from tests.exactness.runs import SETS, TOGETHER, moved, scaled, state_of, train, unequal
 from tests.models import CLASSES, MLP, OPTIMIZERS, ZooModel, make_model
-from tests.test_precision import scaled
 
 EVERY = 3  # batches per step of the generator
 
