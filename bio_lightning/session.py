@@ -180,7 +180,8 @@ class Session:
             recompile_for_hooks(self.module)
         self.rates.remove()
         self.plasticity.release()
-        self._turns.clear()
+        for of_a_step in (self._turns, self._passed, self._stepped, self._touched):  # an exception leaves it half done
+            of_a_step.clear()
         self._owner_index = {n: owner.index for n, s in self.synapses.items() if (owner := self.owner(s.weight))}
         self.resumed = False
         self._owners = Owners([])
