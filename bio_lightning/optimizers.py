@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from bio_lightning.events import Fill, Kept
 
-__all__ = ["ApplyTo", "Owner", "Owners", "apply_to_for", "moments_of", "splits_gradient"]
+__all__ = ["ApplyTo", "Owner", "Owners", "apply_to_for", "moments_of", "split_moments", "splits_gradient"]
 
 ApplyTo = Literal["auto", "gradient", "update"]
 Moments = Literal["zero", "layer_mean", "keep"]
@@ -111,3 +111,19 @@ def moments_of(optimizer: Optimizer, parameter: nn.Parameter, how: Moments) -> t
         else:
             kept.append((state, "zero" if name in _FIRST_MOMENTS or how == "zero" else "mean"))
     return kept, unknown
+
+
+@torch.no_grad()
+def split_moments(optimizer: Optimizer, parameter: nn.Parameter, *, divided: bool) -> None:
+    """Give every synapse the optimizer's memory of its connection, where that is of a time before the split.
+
+    Args:
+        optimizer: Owner of ``parameter``.
+        parameter: Synapses, split along the first axis.
+        divided: Whether the gradient of a synapse is its share of the connection's.
+    """
+    gamma = parameter.shape[0]
+    for name, state in optimizer.state.get(parameter, {}).items():
+        if isinstance(state, Tensor) and state.ndim > 0 and state.shape == parameter.shape[1:]:
+            power = 2 if name in _SECOND_MOMENTS else 1
+            optimizer.state[parameter][name] = torch.stack([state / gamma**power if divided else state] * gamma)

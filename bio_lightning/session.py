@@ -7,7 +7,7 @@ runs all mechanisms in the library's own order, so that the order of the list do
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 import lightning.pytorch as pl
@@ -24,6 +24,7 @@ from bio_lightning.firing_rates import FiringRates
 from bio_lightning.kernels import Mode
 from bio_lightning.optimizers import Owner, Owners, apply_to_for, splits_gradient
 from bio_lightning.plasticity import Part, Plasticity, Store, Work, share_of_step
+from bio_lightning.resuming import hand_over
 from bio_lightning.settings import (
     Settings,
     agree,
@@ -32,6 +33,7 @@ from bio_lightning.settings import (
     refuse_shared_weights,
     refuse_unsupported,
 )
+from bio_lightning.split_layers import fit_to_split
 from bio_lightning.synapses import NEURON_KINDS, Synapses, find_synapses, named_modules, recompile_for_hooks
 
 if TYPE_CHECKING:
@@ -133,6 +135,16 @@ class Session:
             rank_zero_info(f"bio_lightning: {message}")
 
     # ---- start ------------------------------------------------------------------------------------------------------
+
+    def expect_weights(self) -> None:
+        """``setup``: a checkpoint may be loaded next."""
+        register: Any = self.module.register_load_state_dict_pre_hook  # torch gives it no types
+        self._handles.append(register(fit_to_split))
+
+    def resume(self, states: Mapping[str, Any]) -> None:
+        """``on_load_checkpoint``: weights are not fresh, even where the checkpoint holds no state of ours."""
+        self.resumed = True
+        hand_over(self.mechanisms, states)
 
     def begin(self, trainer: pl.Trainer) -> None:
         """``on_fit_start``: find the synapses, restore or initialise their state, install hooks."""

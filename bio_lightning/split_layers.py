@@ -18,7 +18,16 @@ from torch.nn.modules.conv import _ConvNd
 from bio_lightning.firing_rates import RateCounter
 from bio_lightning.functional.weight_splitting import sum_groups
 
-__all__ = ["ACTIVATIONS", "Activation", "GroupSum", "SplitLayer", "fold", "group_outputs", "split_layer"]
+__all__ = [
+    "ACTIVATIONS",
+    "Activation",
+    "GroupSum",
+    "SplitLayer",
+    "fit_to_split",
+    "fold",
+    "group_outputs",
+    "split_layer",
+]
 
 Activation = Literal["relu", "leaky_relu", "tanh", "sigmoid", "gelu", "silu", "elu"]
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
@@ -89,6 +98,31 @@ def split_layer(layer: nn.Module, gamma: int) -> nn.Module:
     layer._parameters["weight"] = nn.Parameter(parts, requires_grad=weight.requires_grad)
     layer.__class__ = _split_class(type(layer))
     return layer
+
+
+def fit_to_split(module: nn.Module, state_dict: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    """Pre-hook of ``load_state_dict``: split the weights of a plain checkpoint as the layers of a model are split.
+
+    Their shares are equal.
+
+    Raises:
+        ValueError: The checkpoint's layers are split in another way.
+    """
+    for name, parameter in module.named_parameters():
+        saved = state_dict.get(prefix + name)
+        if saved is None or saved.shape == parameter.shape:
+            continue
+        layer = module.get_submodule(name.rpartition(".")[0])
+        gamma = layer.synapses_per_connection if isinstance(layer, SplitLayer) else 1
+        plain = parameter.shape[1:] if gamma > 1 else parameter.shape
+        if gamma > 1 and saved.shape == plain:
+            state_dict[prefix + name] = torch.stack([saved / gamma] * gamma)
+        elif saved.shape[1:] == plain:
+            raise ValueError(
+                f"WeightSplitting: {name} has {len(saved)} synapses per connection in the checkpoint, {gamma} in the"
+                f" model; resume with WeightSplitting(mode='synapses', gamma={len(saved)}), or load the weights of"
+                " fold(WeightSplitting.restore(model, checkpoint)) and fit without ckpt_path"
+            )
 
 
 class GroupSum(nn.Module):

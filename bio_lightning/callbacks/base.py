@@ -62,6 +62,8 @@ class BioCallback(pl.Callback):
         self._session = Session.join(pl_module, callbacks)
         if previous is not None and previous is not self._session:
             self._restored = {}
+        if self._leads():
+            self.session.expect_weights()
 
     def build(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Change the model's structure, before ``configure_optimizers`` and before a checkpoint is loaded."""
@@ -69,9 +71,10 @@ class BioCallback(pl.Callback):
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Remember that the weights are not fresh, even where the checkpoint holds no state of ours."""
-        if trainer.state.fn == TrainerFn.FITTING and checkpoint["global_step"] > 0:  # 0: a tuner's, before training
-            self.session.resumed = True
+        """Remember that the weights are not fresh, and compare the configurations."""
+        resumes = trainer.state.fn == TrainerFn.FITTING and checkpoint["global_step"] > 0  # 0: a tuner's checkpoint
+        if resumes and self._leads():
+            self.session.resume(checkpoint["callbacks"])
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Find synapses; initialise Dale's signs and split values on a fresh start."""

@@ -54,6 +54,7 @@ class DalesPrinciple(ScheduledMechanism):
     kinds: ClassVar[frozenset[Kind]] = ALL_KINDS - {"embedding"}
     #: A weight has a count of violations from the moment on when it has its signs.
     stored: ClassVar[tuple[str, ...]] = ("signs", "violations")
+    settled_at_start: ClassVar[frozenset[str]] = frozenset(("seed", "excitatory_fraction", "balanced", "shared"))
 
     excitatory_fraction: float = number(0.8, ge=0, le=1)
     balanced: bool = False
@@ -88,6 +89,13 @@ class DalesPrinciple(ScheduledMechanism):
                     f"{name} may read hidden neurons of a recurrent layer, in a way that tracing cannot follow: its"
                     " signs are its own, unless dales_principle.shared groups it with the recurrent weights"
                 )
+
+    def adopt(self, session: Session) -> None:
+        """Signs of the neurons on the other side are of no use."""
+        if self._restored.get("arguments", {}).get("axis", self.axis) != self.axis:
+            for tensors in self._restored["weights"].values():
+                tensors.clear()
+        super().adopt(session)
 
     def initialize(self, session: Session, synapses: Synapses) -> None:
         """Draw the signs; on a fresh start give the weights their signs."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, ClassVar, Literal
 
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from bio_lightning.callbacks.base import BioCallback
@@ -51,6 +50,8 @@ class Mechanism(BioCallback):
     stored: ClassVar[tuple[str, ...]] = ()
     #: Whether its factor is kept from step to step, and so part of ``multipliers``.
     keeps_multiplier: ClassVar[bool] = False
+    #: Arguments that act at the start alone: after a resume what they led to stays.
+    settled_at_start: ClassVar[frozenset[str]] = frozenset()
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -169,17 +170,7 @@ class Mechanism(BioCallback):
         return {"arguments": self.arguments(), "steps": list(self._session.steps), "weights": weights}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Keep the state until the weights' devices are known; say which arguments have changed."""
-        now = self.arguments()
-        changed = [
-            f"{key}: {old!r} in the checkpoint, {now[key]!r} now"
-            for key, old in state_dict["arguments"].items()
-            if key in now and now[key] != old
-        ]
-        if changed:
-            rank_zero_warn(
-                f"{type(self).__name__} resumes with other arguments; the present win. " + "; ".join(changed)
-            )
+        """Keep the state until the weights' devices are known."""
         self._restored = state_dict
 
     def adopt(self, session: Session) -> None:
@@ -192,6 +183,9 @@ class Mechanism(BioCallback):
                 for key in self.saved_keys(name):
                     kept.pop(key, None)
                 kept.update(tensors)
+                for key in self.stored if self.keeps_multiplier else ():
+                    if key in kept:
+                        kept[key] = kept[key].to(session.settings.stored_as)
         self.restored_steps = list(self._restored["steps"])
         self._restored = {}
 

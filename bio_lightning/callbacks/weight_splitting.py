@@ -16,6 +16,7 @@ from bio_lightning import functional
 from bio_lightning.architecture import trace_architecture
 from bio_lightning.callbacks.mechanism import Mechanism, require
 from bio_lightning.errors import BioConfigError
+from bio_lightning.optimizers import apply_to_for, split_moments, splits_gradient
 from bio_lightning.parameters import number
 from bio_lightning.session import Session
 from bio_lightning.settings import agree
@@ -51,6 +52,7 @@ class WeightSplitting(Mechanism):
     order: ClassVar[int] = 0
     kinds: ClassVar[frozenset[Kind]] = frozenset(("linear", "conv"))
     stored: ClassVar[tuple[str, ...]] = ("gamma",)
+    settled_at_start: ClassVar[frozenset[str]] = frozenset(("seed",))
 
     gamma: int = number(2, ge=1)
     mode: Literal["synapses", "grouped"] = "synapses"
@@ -118,16 +120,24 @@ class WeightSplitting(Mechanism):
 
     @torch.no_grad()
     def initialize(self, session: Session, synapses: Synapses) -> None:
-        """On a fresh start give the synapses of a connection unequal shares.
+        """Give the synapses of a connection unequal shares, unless they have them.
 
         Shares that are still equal to the bit are those of the split: no plasticity of their own has moved them apart.
-        That is asked of the weights, as another Trainer may have split them, for a test before the first fit.
+        That is asked of the weights, as another Trainer may have split them, for a test before the first fit, or a
+        plain checkpoint was loaded.
         """
         tensors = session.store.setdefault(synapses.name, {})
         weight = synapses.weight
-        if synapses.gamma > 1 and not session.resumed and bool((weight == weight[:1]).all()):
+        if synapses.gamma > 1 and bool((weight == weight[:1]).all()):
             weight.copy_(functional.split_weights(weight.sum(dim=0), self.gamma, self.noise(synapses.name, 0)))
         tensors["gamma"] = torch.tensor(self.gamma)
+
+    def verify(self, session: Session, synapses: Synapses) -> None:
+        """Split the moments of a plain checkpoint, too."""
+        owner = session.owner(synapses.weight)
+        if synapses.gamma > 1 and owner is not None:
+            divided = splits_gradient(owner, apply_to_for(session.settings.apply_to, owner))
+            split_moments(owner.optimizer, synapses.weight, divided=divided)
 
     @staticmethod
     def restore(module: nn.Module, checkpoint: Mapping[str, Any]) -> nn.Module:

@@ -6,17 +6,33 @@ import functools
 import random
 import signal
 import time
+import warnings
 import zlib
 
+import lightning.pytorch as pl
 import pytest
 import torch
 
+from bio_lightning import (
+    Crystallization,
+    DalesPrinciple,
+    FuzzyLearningRates,
+    SynapticScaling,
+    VolumeDependentLR,
+    WeightSplitting,
+    dale_signs,
+    fold,
+    multipliers,
+)
+from bio_lightning.callbacks import Mechanism
+from tests.cases import all_on
 from tests.exactness.resuming import (
     BATCHES,
     CASES,
     EPOCHS,
     Break,
     BrokeOffError,
+    Shuffled,
     break_off,
     callbacks_of,
     everything,
@@ -24,7 +40,7 @@ from tests.exactness.resuming import (
     start,
     train,
 )
-from tests.models import different, make_model
+from tests.models import ZooModel, different, make_model, weights_of
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:The dirpath has changed",  # the resumed run writes its checkpoints elsewhere
@@ -119,3 +135,157 @@ def test_the_same_callbacks_and_model_go_on(case, tmp_path):
     path = last_checkpoint(tmp_path)
     again = everything(*train(callbacks, model=model, folder=tmp_path / "resumed", ckpt_path=path))
     assert different(uninterrupted(case, "momentum"), again) == []
+
+
+# ---- other callbacks than the checkpoint's ---------------------------------------------------------------------------
+
+
+def saved(callbacks: list, path, optimizer: str = "adam") -> str:
+    """Checkpoint after the first epoch."""
+    train(callbacks, optimizer, max_epochs=1)[1].save_checkpoint(path / "first.ckpt")
+    return str(path / "first.ckpt")
+
+
+def messages(caught: list) -> list[str]:
+    """What the library warned of."""
+    return [str(warning.message) for warning in caught if "bio_lightning" in str(warning.message)]
+
+
+def test_every_difference_is_listed_with_the_value_that_wins(tmp_path):
+    before = [
+        FuzzyLearningRates(nu=0.4),
+        Crystallization(crystal_thresh=0.1, recovery=0.2, include="net*"),
+        DalesPrinciple(),
+        SynapticScaling(),
+    ]
+    now = [
+        FuzzyLearningRates(nu=0.9, start_step=3),
+        Crystallization(crystal_thresh=0.1, recovery=0.5, exclude="net.4*"),
+        DalesPrinciple(seed=4, every_n_steps=2),
+        VolumeDependentLR(),
+    ]
+    path = saved(before, tmp_path)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        train(now, "adam", ckpt_path=path)
+    (message,) = messages(caught)
+    first, *lines = message.split("\n  ")
+    assert "the present one wins, save where it says otherwise" in first
+    assert sorted(lines) == [
+        "Crystallization.exclude: [] in the checkpoint, ['net.4*'] now",
+        "Crystallization.include: ['net*'] in the checkpoint, ['*'] now",
+        "Crystallization.recovery: 0.2 in the checkpoint, 0.5 now",
+        "DalesPrinciple.every_n_steps: 1 in the checkpoint, 2 now",
+        "DalesPrinciple.seed: 0 in the checkpoint, 4 now; the checkpoint's wins for what was drawn at the start",
+        "FuzzyLearningRates.nu: 0.4 in the checkpoint, 0.9 now",
+        "FuzzyLearningRates.start_step: 0 in the checkpoint, 3 now",
+        "SynapticScaling: in the checkpoint, off now; its state is dropped",
+        "VolumeDependentLR: not in the checkpoint, on now; its state starts anew",
+    ]
+
+
+@pytest.mark.parametrize("case", CASES[1:])
+def test_without_a_difference_nothing_is_said(case, tmp_path):
+    path = saved(callbacks_of(case), tmp_path)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        train(case, "adam", ckpt_path=path)
+    assert messages(caught) == []
+
+
+class AtStart(pl.Callback):
+    """Looks at the state before the first step."""
+
+    def on_train_start(self, trainer, pl_module):
+        self.multipliers, self.signs = multipliers(pl_module), dale_signs(pl_module)
+        self.weights = weights_of(pl_module)
+
+
+def resumed_with(now: list, path: str, optimizer: str = "adam") -> AtStart:
+    start_of_run = AtStart()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        train([*now, start_of_run], optimizer, ckpt_path=path)
+    return start_of_run
+
+
+def test_state_stays_with_its_weights_where_patterns_change(tmp_path):
+    one, two = (
+        Crystallization(crystal_thresh=0.1, include="net.0*"),
+        Crystallization(crystal_thresh=0.1, exclude="net.0*"),
+    )
+    path = saved([Crystallization(crystal_thresh=0.1)], tmp_path)
+    state = next(iter(torch.load(path, weights_only=True)["callbacks"].values()))
+    found = resumed_with([one, two], path).multipliers
+    assert found.keys() == state["weights"].keys()
+    for name, tensors in state["weights"].items():
+        assert torch.equal(found[name], tensors["crystal"])
+        assert not tensors["crystal"].eq(1).all()
+    assert one.session.steps == [EPOCHS * BATCHES], "counting goes on"
+
+
+def test_present_precision_of_the_state_wins(tmp_path):
+    path = saved([Crystallization(crystal_thresh=0.1)], tmp_path)
+    crystal = Crystallization(crystal_thresh=0.1, state_dtype="bfloat16")
+    resumed_with([crystal], path)
+    assert {tensors["crystal"].dtype for tensors in crystal.session.store.values()} == {torch.bfloat16}
+
+
+def test_signs_of_the_checkpoint_win_unless_they_are_those_of_other_neurons(tmp_path):
+    dale = DalesPrinciple()
+    path = saved([dale], tmp_path)
+    signs = {name: tensors["signs"] for name, tensors in dale.state_dict()["weights"].items()}
+    assert different(signs, resumed_with([DalesPrinciple(seed=5, excitatory_fraction=0.5)], path).signs) == []
+    rows = resumed_with([DalesPrinciple(axis="postsynaptic")], path)
+    for name, row_signs in rows.signs.items():
+        assert row_signs.shape == rows.weights[name].shape[:1]
+        assert (rows.weights[name] * row_signs[:, None] >= 0).all()
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("case", CASES[1:])
+def test_a_plain_checkpoint_starts_every_mechanism(case, optimizer, tmp_path):
+    path = saved([], tmp_path, optimizer)
+    plain = train("none", optimizer, ckpt_path=path)[0]
+    bio, trainer = train(case, optimizer, ckpt_path=path)
+    assert all(torch.isfinite(weight).all() for weight in weights_of(bio).values())
+    if case == "weight_splitting-synapses":  # trains as the plain net does
+        assert all(torch.allclose(plain.state_dict()[n], w, atol=1e-5) for n, w in fold(bio).state_dict().items())
+        parts = weights_of(bio)["net.2.weight"]
+        assert (parts[0] != parts[1]).float().mean() > 0.99
+    else:
+        assert different(weights_of(plain), weights_of(fold(bio) if case == "all" else bio))
+    assert next(c for c in trainer.callbacks if isinstance(c, Mechanism)).session.steps == [BATCHES]
+
+
+def plain_epoch(model: ZooModel, checkpoint: dict) -> dict[str, torch.Tensor]:
+    """The epoch after a checkpoint by hand, in plain torch."""
+    optimizer = model.configure_optimizers()
+    optimizer.load_state_dict(checkpoint["optimizer_states"][0])
+    for batch in Shuffled(model.batches(BATCHES)):
+        optimizer.zero_grad()
+        model.training_step(batch, 0).backward()
+        optimizer.step()
+    return weights_of(model)
+
+
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_a_checkpoint_with_mechanisms_goes_on_without(optimizer, tmp_path):
+    path = saved([callback for callback in all_on() if callback.name != "weight_splitting"], tmp_path, optimizer)
+    checkpoint = torch.load(path, weights_only=True)
+    by_hand = make_model("MLP", optimizer)
+    by_hand.load_state_dict(checkpoint["state_dict"])
+    resumed, _ = train("none", optimizer, ckpt_path=path)
+    assert different(plain_epoch(by_hand, checkpoint), weights_of(resumed)) == []
+    assert different(checkpoint["state_dict"], weights_of(resumed)), "training has to move the weights"
+
+
+def test_a_split_checkpoint_goes_on_without_after_folding(tmp_path):
+    split, trainer = train([WeightSplitting()], max_epochs=1)
+    trainer.save_checkpoint(tmp_path / "split.ckpt")
+    checkpoint = torch.load(tmp_path / "split.ckpt", weights_only=True)
+    plain = make_model("MLP", seed=3)
+    plain.load_state_dict(fold(WeightSplitting.restore(make_model("MLP"), checkpoint)).state_dict())
+    train("none", model=plain)
+    assert all(not torch.equal(w, plain.state_dict()[n]) for n, w in fold(split).state_dict().items())

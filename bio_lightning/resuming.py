@@ -1,0 +1,79 @@
+"""A checkpoint and the callbacks of today: whose state goes to whom, and what differs."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+
+if TYPE_CHECKING:
+    from bio_lightning.callbacks.mechanism import Mechanism
+
+__all__ = ["hand_over"]
+
+State = Mapping[str, Any]
+
+
+def hand_over(mechanisms: Sequence[Mechanism], states: Mapping[str, Any]) -> None:
+    """Give every mechanism its state, also where its patterns have changed, and say all that differs.
+
+    Lightning delivers a state by class and patterns. Where a checkpoint has none under these, the state of the same
+    class under patterns that nobody uses any more is taken, weight by weight.
+
+    Args:
+        mechanisms: Those of the Trainer.
+        states: States of all callbacks in a checkpoint.
+    """
+    ours = {key: state for key, state in states.items() if _is_ours(state)}
+    if not ours:
+        rank_zero_info("bio_lightning: the checkpoint holds no state of bio callbacks; theirs starts with its weights")
+        return
+    present = {mechanism.state_key for mechanism in mechanisms}
+    unclaimed = {key: state for key, state in ours.items() if key not in present}
+    differences = []
+    for mechanism in mechanisms:
+        kept = [ours[mechanism.state_key]] if mechanism.state_key in ours else []
+        found = kept or [state for key, state in unclaimed.items() if _class_in(key) == type(mechanism).__qualname__]
+        if found and not kept:
+            mechanism.load_state_dict(_merged(found))
+        differences += [line for state in found for line in _changes(mechanism, state["arguments"])]
+        if not found:
+            differences.append(f"{type(mechanism).__name__}: not in the checkpoint, on now; its state starts anew")
+    classes = {type(mechanism).__qualname__ for mechanism in mechanisms}
+    dropped = dict.fromkeys(_class_in(key) for key in unclaimed if _class_in(key) not in classes)
+    differences += [f"{name}: in the checkpoint, off now; its state is dropped" for name in dropped]
+    if differences:
+        rank_zero_warn(
+            "bio_lightning resumes with another configuration than the checkpoint's; the present one wins, save where"
+            " it says otherwise.\n  " + "\n  ".join(differences)
+        )
+
+
+def _is_ours(state: Any) -> bool:
+    return isinstance(state, Mapping) and state.keys() >= {"arguments", "steps", "weights"}
+
+
+def _class_in(key: str) -> str:
+    return key.partition("{")[0]
+
+
+def _merged(states: Sequence[State]) -> dict[str, Any]:
+    weights = {name: dict(tensors) for state in states for name, tensors in state["weights"].items()}
+    return {**states[0], "weights": weights}
+
+
+def _changes(mechanism: Mechanism, saved: State) -> Iterator[str]:
+    """A line for every argument that differs; one that the checkpoint does not know had its default."""
+    defaults = {
+        field.name: field.default
+        for field in dataclasses.fields(mechanism)
+        if field.default is not dataclasses.MISSING and not isinstance(field.default, tuple)
+    }
+    for key, now in mechanism.arguments().items():
+        before = saved.get(key, defaults.get(key, now))
+        if before != now:
+            line = f"{type(mechanism).__name__}.{key}: {before!r} in the checkpoint, {now!r} now"
+            settled = key in mechanism.settled_at_start
+            yield f"{line}; the checkpoint's wins for what was drawn at the start" if settled else line
