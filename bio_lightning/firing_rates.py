@@ -34,8 +34,8 @@ class Gate:
 class RateCounter:
     """Forward hook that counts positive values per neuron, in the forwards of training steps that learn.
 
-    A layer in evaluation mode may learn, and a forward without gradients is none that learns: with activation
-    checkpointing the recomputation counts, and only that. A class of its own rather than a closure, so that a model in
+    A layer in evaluation mode may learn, and a forward without gradients is none that learns. With activation
+    checkpointing a forward counts once, see :func:`_is_repetition`. A class of its own rather than a closure, so that a model in
     training can be pickled and copied.
     """
 
@@ -46,7 +46,7 @@ class RateCounter:
 
     def __call__(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         """Count one forward."""
-        if not (self.gate.is_open and torch.is_grad_enabled()):
+        if not (self.gate.is_open and torch.is_grad_enabled()) or _is_repetition():
             return
         value = inputs[0] if self.of_input else output[0] if isinstance(output, tuple) else output
         value = value.detach()
@@ -150,6 +150,17 @@ class FiringRates:
         self._counters.clear()
         self._watched.clear()
         self.gate.is_open = False
+
+
+def _is_repetition() -> bool:
+    """Whether a forward repeats one that has counted: in the backward pass, as non-reentrant checkpoints do.
+
+    A reentrant checkpoint is an autograd function whose first forward ran without gradients, and did not count.
+    """
+    if torch.compiler.is_compiling():
+        return False
+    node = torch._C._current_autograd_node()
+    return node is not None and not isinstance(node, torch.autograd.function.BackwardCFunction)
 
 
 def _total(counters: list[RateCounter]) -> Tensor | None:
