@@ -91,6 +91,9 @@ def _traced(model: pl.LightningModule, layers: dict[str, nn.Module]) -> Architec
     except Exception:
         return _with_ends(Architecture(order=list(layers)))
     stand_in._trainer = model._trainer
+    for module in list(stand_in.modules()):
+        for name, child in module._modules.items():
+            module._modules[name] = getattr(child, "_orig_mod", child)  # nobody can look inside compiled code
     modules = named_modules(stand_in)
     with _random_state_kept(), torch.no_grad():
         return _traced_here(stand_in, {name: modules[name] for name in layers})

@@ -35,8 +35,8 @@ class RateCounter:
     """Forward hook that counts positive values per neuron, in the forwards of training steps that learn.
 
     A layer in evaluation mode may learn, and a forward without gradients is none that learns. With activation
-    checkpointing a forward counts once, see :func:`_is_repetition`. A class of its own rather than a closure, so that a model in
-    training can be pickled and copied.
+    checkpointing a forward counts once, see :func:`_is_repetition`. A class of its own rather than a closure, so that a
+    model in training can be pickled and copied.
     """
 
     def __init__(self, dim: int, of_input: bool, gate: Gate) -> None:

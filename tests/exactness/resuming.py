@@ -97,12 +97,13 @@ def train(
     case: str | list[BioCallback],
     optimizer: str = "sgd",
     *,
-    model: str | ZooModel = "MLP",
+    model: str | type[ZooModel] | ZooModel = "MLP",
     folder: Path | None = None,
     when: Break | None = None,
     others: tuple[pl.Callback, ...] = (),
     ckpt_path: str | None = None,
     every: int = 2,
+    validation: Any = None,
     **arguments: Any,
 ) -> tuple[ZooModel, pl.Trainer]:
     """Train, with a checkpoint every few steps where there is a folder for them."""
@@ -111,10 +112,10 @@ def train(
         callbacks.insert(0 if when.first else len(callbacks), BreaksOff(when))
     if folder is not None:
         callbacks.append(ModelCheckpoint(folder, "{step}", every_n_train_steps=every, save_top_k=-1))
-    made = make_model(model, optimizer, seed=99 if ckpt_path else 0) if isinstance(model, str) else model
+    made = model if isinstance(model, ZooModel) else make_model(model, optimizer, seed=99 if ckpt_path else 0)
     trainer = make_trainer(callbacks, **{"max_epochs": EPOCHS, "enable_checkpointing": folder is not None, **arguments})
     # weights_only: that a checkpoint holds nothing but tensors and primitives
-    trainer.fit(made, Shuffled(made.batches(BATCHES)), ckpt_path=ckpt_path, weights_only=True)
+    trainer.fit(made, Shuffled(made.batches(BATCHES)), validation, ckpt_path=ckpt_path, weights_only=True)
     return made, trainer
 
 
