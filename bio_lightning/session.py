@@ -152,9 +152,9 @@ class Session:
         self.settings = agree(self.mechanisms)
         refuse_unsupported(trainer, self.settings, self.callbacks)
         self._find_synapses()
-        chosen = [s for n, s in self.synapses.items() if self._acting[n]]
-        refuse_shared_weights(trainer.optimizers, chosen)
-        self.plasticity.compiled = compiles(self.settings.kernel, trainer, chosen)
+        acting = {s: self._acting[n] for n, s in self.synapses.items() if self._acting[n]}
+        refuse_shared_weights(trainer.optimizers, acting)
+        self.plasticity.compiled = compiles(self.settings.kernel, trainer, list(acting))
         for mechanism in self.mechanisms:
             mechanism.adopt(self)
         self._continue_counting()

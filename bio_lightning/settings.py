@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import lightning.pytorch as pl
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import WeightAveraging
+from lightning.pytorch.callbacks import ModelPruning, WeightAveraging
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch.optim import Optimizer
 
@@ -69,7 +69,9 @@ def agree(mechanisms: Sequence[Mechanism]) -> Settings:
                 chosen.setdefault(value, type(mechanism).__name__)
         if len(chosen) > 1:
             values = " and ".join(f"{name} sets {value!r}" for value, name in chosen.items())
-            raise MisconfigurationException(f"{key} belongs to the pass that all mechanisms share, but {values}")
+            raise MisconfigurationException(
+                f"{key} belongs to the pass that all mechanisms share, but {values}; set it in one of them"
+            )
         if chosen:
             agreed[key] = next(iter(chosen))
     return Settings(**agreed)
@@ -79,9 +81,10 @@ def refuse_unsupported(trainer: pl.Trainer, settings: Settings, callbacks: Seque
     """Refuse what cannot be supported, and warn of what has no effect.
 
     Raises:
-        MisconfigurationException: The strategy shards weights, an averaging callback comes before ours, or
-            ``apply_to`` cannot work with the optimizer.
+        MisconfigurationException: The strategy shards weights, an averaging callback comes before ours, another one
+            replaces parameters, nobody can see when an optimizer steps, or ``apply_to`` cannot work with it.
     """
+    names = _names(callbacks)
     listed: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined] # set by Lightning's connector
     last = max(listed.index(callback) for callback in callbacks)
     if any(isinstance(callback, WeightAveraging) for callback in listed[:last]):
@@ -92,11 +95,24 @@ def refuse_unsupported(trainer: pl.Trainer, settings: Settings, callbacks: Seque
     strategy = type(trainer.strategy).__name__
     if any(word in strategy for word in _SHARDING):
         raise MisconfigurationException(
-            f"bio_lightning does not support {strategy} yet, which shards weights; use a single device or DDP"
+            f"{names}: bio_lightning does not support {strategy} yet, which shards weights; use a single device or DDP"
         )
+    if any(isinstance(callback, ModelPruning) for callback in listed):
+        raise MisconfigurationException(
+            f"{names} cannot work with ModelPruning, which replaces parameters of layers in training; prune afterwards"
+        )
+    for optimizer in trainer.optimizers:
+        if not hasattr(optimizer, "_optimizer_step_post_hooks"):
+            raise MisconfigurationException(
+                f"{names} cannot see when {type(optimizer).__name__} steps; derive it from torch.optim.Optimizer, and"
+                " call the constructor of that"
+            )
     adaptive = [type(optimizer) for optimizer in trainer.optimizers if not isinstance(optimizer, torch.optim.SGD)]
     if settings.apply_to == "gradient" and torch.optim.LBFGS in adaptive:
-        raise MisconfigurationException("apply_to='gradient' cannot work with LBFGS; use 'update' or 'auto'")
+        setters = _names([callback for callback in callbacks if getattr(callback, "apply_to", None) == "gradient"])
+        raise MisconfigurationException(
+            f"{setters}: apply_to='gradient' cannot work with LBFGS; use 'update' or 'auto'"
+        )
     if settings.apply_to == "gradient" and adaptive:
         name = adaptive[0].__name__
         rank_zero_warn(
@@ -105,17 +121,21 @@ def refuse_unsupported(trainer: pl.Trainer, settings: Settings, callbacks: Seque
         )
 
 
-def refuse_shared_weights(optimizers: Sequence[Optimizer], synapses: Sequence[Synapses]) -> None:
+def _names(callbacks: Sequence[BioCallback]) -> str:
+    return ", ".join(dict.fromkeys(type(callback).__name__ for callback in callbacks))
+
+
+def refuse_shared_weights(optimizers: Sequence[Optimizer], acting: Mapping[Synapses, Sequence[Mechanism]]) -> None:
     """Two optimizers that move one weight: whose step would its multiplier scale?
 
     Raises:
         MisconfigurationException: Naming the weight.
     """
     members = [{id(p) for group in optimizer.param_groups for p in group["params"]} for optimizer in optimizers]
-    for tensor in synapses:
+    for tensor, mechanisms in acting.items():
         if sum(id(tensor.weight) in parameters for parameters in members) > 1:
             raise MisconfigurationException(
-                f"{tensor.name} belongs to several optimizers; give it to one, or exclude it from the mechanisms"
+                f"{_names(mechanisms)}: {tensor.name} belongs to several optimizers; give it to one, or exclude it"
             )
 
 

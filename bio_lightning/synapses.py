@@ -178,11 +178,16 @@ def find_synapses(model: nn.Module) -> tuple[dict[str, Synapses], dict[str, str]
             name = f"{module_name}.{attribute}".removeprefix(".")
             parameter = module._parameters.get(attribute)
             if isinstance(parameter, nn.parameter.UninitializedParameter):
-                raise RuntimeError(f"{name}: the lazy layer has no weights yet; run one forward pass before fitting")
+                raise RuntimeError(
+                    f"{name}: the lazy layer has no weights yet, which bio callbacks need; run one forward pass before"
+                    " fitting"
+                )
             if parameter is not None and parameter.numel() == 0:
                 unusable[name] = "it has no weights"
             elif parameter is not None and getattr(module, "sparse", False):
                 unusable[name] = "its gradients are sparse (sparse=True)"
+            elif parameter is not None and not parameter.is_floating_point():
+                unusable[name] = f"its weights are no real numbers ({parameter.dtype})"
             elif parameter is not None:
                 sites.setdefault(id(parameter), []).append(Synapses(name, module, module_name, attribute, kind))
             elif kind != "attention":

@@ -159,7 +159,9 @@ class WeightRejuvenation(ScheduledMechanism):
             found = name in self._nan and bool(self._nan[name].tolist())  # a copy on the host, made long ago
             self._nan[name] = weight.isnan().any().to("cpu", non_blocking=True)
         if found:
-            raise RuntimeError(f"{name} contains NaN; WeightRejuvenation would hide it")
+            raise RuntimeError(
+                f"{name} contains NaN, which WeightRejuvenation would hide; find its source, with detect_anomaly=True"
+            )
 
     @staticmethod
     def _count(session: Session, synapses: Synapses, replaced: Tensor) -> None:
