@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import multiprocessing
 import os
 import signal
@@ -16,11 +17,13 @@ from torch import Tensor
 
 from bio_lightning import dale_signs, multipliers
 from bio_lightning.callbacks import BioCallback, Mechanism
+from bio_lightning.callbacks.mechanism import ScheduledMechanism
 from tests.cases import ACTIVE, active, all_on
 from tests.models import ZooModel, make_model, make_trainer, weights_of
 
-#: Names of the cases: no callback, every mechanism alone in each of its active settings, all at once.
-CASES = ("none", *(f"{name}-{label}" for name, label in ACTIVE), "all")
+#: Names of the cases: no callback, every mechanism alone in each of its active settings, all at once, and all on
+#: schedules of their own.
+CASES = ("none", *(f"{name}-{label}" for name, label in ACTIVE), "all", "scheduled")
 EPOCHS, BATCHES = 2, 7
 #: Exit status of a process whose run nothing broke off.
 RAN_TO_ITS_END = 3
@@ -87,6 +90,12 @@ class BreaksOff(pl.Callback):
 
 def callbacks_of(case: str) -> list[BioCallback]:
     """Fresh callbacks of a case."""
+    if case == "scheduled":
+        scheduled = [callback for callback in all_on() if isinstance(callback, ScheduledMechanism)]
+        return [
+            dataclasses.replace(callback, start_step=1 + place % 3, every_n_steps=3, end_step=11)
+            for place, callback in enumerate(scheduled)
+        ]
     if case in ("none", "all"):
         return all_on() if case == "all" else []
     name, _, label = case.partition("-")

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 
 from bio_lightning import DalesPrinciple, FuzzyLearningRates, fold, multipliers
 from bio_lightning.callbacks import Mechanism
+from bio_lightning.split_layers import GroupSum
 from tests.cases import CASES as SETTINGS
 from tests.cases import active
 from tests.exactness.resuming import BATCHES, CASES, Break, break_off, callbacks_of, everything, train
@@ -224,7 +225,8 @@ def test_early_stopping_ends_as_the_last_epoch_does(case):
     stopped = train([*callbacks_of(case), stopping], model=Logs, max_epochs=9)
     assert stopping.stopped_epoch == 1
     assert_same(train(case, model=Logs, max_epochs=2), stopped)
-    assert all(not layer._forward_hooks for layer in fold(stopped[0]).modules())
+    hooks = [hook for layer in stopped[0].modules() for hook in layer._forward_hooks.values()]
+    assert all(isinstance(hook, GroupSum) for hook in hooks), "those of a split stay"
 
 
 # ---- short runs, validation, several runs ----------------------------------------------------------------------------
@@ -247,15 +249,16 @@ def test_a_development_run_trains_as_any(case):
 
 class Validated(MLP):
     def validation_step(self, batch, batch_idx):
-        self(batch[0])
+        with torch.enable_grad():  # as for gradients with respect to the input
+            self(batch[0])
 
 
 @pytest.mark.parametrize("case", BIO)
 def test_validation_leaves_no_trace(case):
     model = make_model(Validated)
     other = [(torch.ones(64, 6), None)] * 3
-    arguments = {"validation": DataLoader(other, batch_size=None), "num_sanity_val_steps": 2, "val_check_interval": 3}
-    assert_same(train(case), train(case, model=model, **arguments))
+    validation = {"validation": DataLoader(other, batch_size=None), "num_sanity_val_steps": 2, "val_check_interval": 3}
+    assert_same(train(case), train(case, model=model, inference_mode=False, **validation))
 
 
 @pytest.mark.parametrize("case", BIO)
