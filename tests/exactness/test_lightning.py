@@ -443,8 +443,17 @@ class Backbone(MLP):
         return OPTIMIZERS[self.optimizer]([p for p in self.net.parameters() if p.requires_grad])
 
 
+class Finetuning(BackboneFinetuning):
+    """Restores on a resume what is trainable; Lightning's own restores the optimizer alone."""
+
+    def on_fit_start(self, trainer, pl_module):
+        super().on_fit_start(trainer, pl_module)
+        if len(trainer.optimizers[0].param_groups) > 1:
+            pl_module.backbone.requires_grad_(True)
+
+
 def finetuning() -> tuple[pl.Callback, ...]:
-    return (BackboneFinetuning(unfreeze_backbone_at_epoch=1, backbone_initial_lr=0.01, should_align=False),)
+    return (Finetuning(unfreeze_backbone_at_epoch=1, backbone_initial_lr=0.01, should_align=False),)
 
 
 @pytest.mark.parametrize("case", BIO)
@@ -465,9 +474,9 @@ def test_frozen_layers_rest_until_they_thaw(case):
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS_OF_RESUME)
 @pytest.mark.parametrize("case", ["none", "all"])
-def test_finetuning_runs_resume(case, optimizer, tmp_path):
-    """From before the thaw: later, Lightning does not restore what is trainable."""
-    resumes(case, optimizer, tmp_path, others=finetuning, call=6, model=Backbone)
+@pytest.mark.parametrize("call", [6, 10], ids=["before the thaw", "after it"])
+def test_finetuning_runs_resume(case, optimizer, call, tmp_path):
+    resumes(case, optimizer, tmp_path, others=finetuning, call=call, model=Backbone)
 
 
 # ---- two callbacks of a class ----------------------------------------------------------------------------------------
