@@ -31,19 +31,21 @@ def hand_over(mechanisms: Sequence[Mechanism], states: Mapping[str, Any]) -> Non
         rank_zero_info("bio_lightning: the checkpoint holds no state of bio callbacks; theirs starts with its weights")
         return
     present = {mechanism.state_key for mechanism in mechanisms}
-    unclaimed = {key: state for key, state in ours.items() if key not in present}
+    unclaimed = [key for key in ours if key not in present]
+    dropped = dict.fromkeys(unclaimed)
     differences = []
     for mechanism in mechanisms:
-        kept = [ours[mechanism.state_key]] if mechanism.state_key in ours else []
-        found = kept or [state for key, state in unclaimed.items() if _class_in(key) == type(mechanism).__qualname__]
-        if found and not kept:
-            mechanism.load_state_dict(_merged(found))
-        differences += [line for state in found for line in _changes(mechanism, state["arguments"])]
-        if not found:
-            differences.append(f"{type(mechanism).__name__}: not in the checkpoint, on now; its state starts anew")
-    classes = {type(mechanism).__qualname__ for mechanism in mechanisms}
-    dropped = dict.fromkeys(_class_in(key) for key in unclaimed if _class_in(key) not in classes)
-    differences += [f"{name}: in the checkpoint, off now; its state is dropped" for name in dropped]
+        keys = [mechanism.state_key]
+        if mechanism.state_key not in ours:
+            keys = [key for key in unclaimed if key.partition("{")[0] == type(mechanism).__qualname__]
+            if keys:
+                mechanism.load_state_dict(_merged([ours[key] for key in keys]))
+            else:
+                differences.append(f"{mechanism.state_key}: not in the checkpoint, on now; its state starts anew")
+        for key in keys:
+            dropped.pop(key, None)
+            differences += _changes(mechanism, ours[key]["arguments"])
+    differences += [f"{key}: in the checkpoint, off now; its state is dropped" for key in dropped]
     if differences:
         rank_zero_warn(
             "bio_lightning resumes with another configuration than the checkpoint's; the present one wins, save where"
@@ -53,10 +55,6 @@ def hand_over(mechanisms: Sequence[Mechanism], states: Mapping[str, Any]) -> Non
 
 def _is_ours(state: Any) -> bool:
     return isinstance(state, Mapping) and state.keys() >= {"arguments", "steps", "weights"}
-
-
-def _class_in(key: str) -> str:
-    return key.partition("{")[0]
 
 
 def _merged(states: Sequence[State]) -> dict[str, Any]:

@@ -179,9 +179,19 @@ def test_every_difference_is_listed_with_the_value_that_wins(tmp_path):
         "DalesPrinciple.seed: 0 in the checkpoint, 4 now; the checkpoint's wins for what was drawn at the start",
         "FuzzyLearningRates.nu: 0.4 in the checkpoint, 0.9 now",
         "FuzzyLearningRates.start_step: 0 in the checkpoint, 3 now",
-        "SynapticScaling: in the checkpoint, off now; its state is dropped",
-        "VolumeDependentLR: not in the checkpoint, on now; its state starts anew",
+        "SynapticScaling{'include': ['*'], 'exclude': []}: in the checkpoint, off now; its state is dropped",
+        "VolumeDependentLR{'include': ['*'], 'exclude': []}: not in the checkpoint, on now; its state starts anew",
     ]
+
+
+def test_one_of_two_callbacks_of_a_class_that_is_off_is_listed(tmp_path):
+    path = saved([Crystallization(include="net.0*"), Crystallization(include="net.2*")], tmp_path)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        train([Crystallization(include="net.0*")], "adam", ckpt_path=path)
+    (message,) = messages(caught)
+    line = "Crystallization{'include': ['net.2*'], 'exclude': []}: in the checkpoint, off now; its state is dropped"
+    assert message.split("\n  ")[1:] == [line]
 
 
 @pytest.mark.parametrize("case", CASES[1:])
