@@ -297,5 +297,7 @@ def test_a_split_checkpoint_goes_on_without_after_folding(tmp_path):
     checkpoint = torch.load(tmp_path / "split.ckpt", weights_only=True)
     plain = make_model("MLP", seed=3)
     plain.load_state_dict(fold(WeightSplitting.restore(make_model("MLP"), checkpoint)).state_dict())
+    summed = {name: w.sum(dim=0) if w.ndim == 3 else w for name, w in checkpoint["state_dict"].items()}
+    assert different(summed, weights_of(plain)) == []
     train("none", model=plain)
     assert all(not torch.equal(w, plain.state_dict()[n]) for n, w in fold(split).state_dict().items())
