@@ -269,7 +269,7 @@ def test_top_level_reaches_every_section_that_has_the_key(key, value):
     built = bio_callbacks("all", [f"{key}={value}"])
     sections = [callback for callback in built if hasattr(callback, key)]
     assert [getattr(callback, key) for callback in sections] == [value] * len(sections)
-    assert len(sections) == (7 if key == "seed" else 4)
+    assert len(sections) == {"seed": 7, "kernel": 6}.get(key, 4)
 
 
 @pytest.mark.parametrize(("key", "value"), SETTINGS.items())

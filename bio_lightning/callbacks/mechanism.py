@@ -198,11 +198,13 @@ class ScheduledMechanism(Mechanism):
         start_step: First optimizer step at which it acts, >= 0.
         end_step: Optimizer step from which on it does not act; null for never.
         every_n_steps: How often its state changes, in optimizer steps, >= 1; a stored multiplier acts on every step.
+        kernel: How passes run: ``eager``, ``compiled``, or ``auto`` to let the library choose; null inherits.
     """
 
     start_step: int = number(0, ge=0)
     end_step: int | None = number(None, ge=0)
     every_n_steps: int = number(1, ge=1)
+    kernel: Kernel | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -231,12 +233,10 @@ class PlasticityMechanism(ScheduledMechanism):
     Args:
         apply_to: ``gradient`` scales the gradient, ``update`` what the optimizer made of it; ``auto`` picks the
             gradient only for SGD without weight decay. null inherits from the other callbacks.
-        kernel: How the pass runs: ``eager``, ``compiled``, or ``auto`` to let the library choose; null inherits.
         state_dtype: Precision of stored multipliers; null inherits.
     """
 
     apply_to: ApplyTo | None = None
-    kernel: Kernel | None = None
     state_dtype: Literal["float32", "bfloat16"] | None = None
 
     @property
