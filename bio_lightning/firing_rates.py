@@ -10,11 +10,15 @@ import torch.distributed
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from bio_lightning.functional._layer import computing_dtype
 from bio_lightning.synapses import Synapses
 
 __all__ = ["FiringRates", "Gate", "RateCounter", "Side"]
 
 _DECAY = 0.99
+
+#: Below it a float32 holds every whole number.
+_EXACT = 1 << 24
 
 #: Which neurons of a layer: ``rate`` for its outputs, ``pre_rate`` for its inputs. Also the key in the store.
 Side = str
@@ -51,10 +55,15 @@ class RateCounter:
         value = inputs[0] if self.of_input else output[0] if isinstance(output, tuple) else output
         value = value.detach()
         others = [d for d in range(value.ndim) if d != self.dim % value.ndim]
-        # float64 counts are exact integers: independent of how a batch is cut into micro-batches and ranks
-        positive = (value > 0).sum(dim=others).to(torch.float64) if others else (value > 0).to(torch.float64)
+        total = value.numel() // max(value.shape[self.dim], 1)
+        # ones and zeros as floats: to compare into bool and add that up takes five times as long
+        ones = value.to(computing_dtype(value), copy=True).gt_(0)
+        if others:
+            ones = ones.sum(dim=others, dtype=None if total < _EXACT else torch.float64)
+        # counts are exact integers: independent of how a batch is cut into micro-batches and ranks
+        positive = ones.to(torch.float64)
         self.positive = positive if self.positive is None else self.positive.to(positive.device) + positive
-        self.total += value.numel() // value.shape[self.dim]
+        self.total += total
 
     def clear(self) -> None:
         """Start anew."""
