@@ -22,7 +22,7 @@ from bio_lightning.errors import BioConfigError, NoEffectWarning, nearest_name
 from bio_lightning.parameters import check_parameters
 from bio_lightning.settings import Settings
 
-__all__ = ["BioConfig", "bio_callbacks", "load_config", "presets"]
+__all__ = ["BioConfig", "as_yaml", "bio_callbacks", "load_config", "migrate", "presets"]
 
 #: Top-level settings and their defaults.
 _SHARED = {"seed": 0, **Settings()._asdict()}
@@ -137,15 +137,10 @@ def load_config(source: Any, overrides: Iterable[str] = ()) -> DictConfig:
     changes = _parsed(overrides)
     if not predecessor.is_predecessor(given) or set(given) & set(_TOP):
         return _merged(given, changes)
-    old = _marked(given, _resolved(OmegaConf.create(given, flags={"allow_objects": True})))
-    sections, notes = predecessor.translate(old)
+    old, sections, notes = _translated(given)
     for note in notes:
         rank_zero_info(f"bio_lightning: {note}")
-    try:
-        return _merged(sections, changes)
-    except BioConfigError as error:
-        section, _, key = error.key.partition(".")
-        raise (error if key in changes.get(section, {}) else predecessor.named_by_field(error, old)) from None
+    return _merged_as_written(old, sections, changes)
 
 
 def bio_callbacks(source_or_config: Any, overrides: Iterable[str] = ()) -> list[BioCallback]:
@@ -166,6 +161,56 @@ def bio_callbacks(source_or_config: Any, overrides: Iterable[str] = ()) -> list[
         ['WeightRejuvenation']
     """
     return _enabled(load_config(source_or_config, overrides))
+
+
+def migrate(source: Any) -> tuple[dict[str, Any], list[str]]:
+    """Translate a configuration written for pytorch-bio-transformations.
+
+    Args:
+        source: Path of a YAML file, or a mapping with its field names.
+
+    Returns:
+        Sections for :func:`load_config`, and one note per field: what it became, or what to do instead.
+
+    Raises:
+        BioConfigError: The file cannot be read, is not such a configuration, or a value cannot be accepted.
+
+    Example:
+        >>> migrate({"apply_dales_principle": False})[0]["dales_principle"]["enabled"]
+        False
+    """
+    given = _read(source)
+    if not predecessor.is_predecessor(given):
+        names = ", ".join(map(str, given))
+        raise BioConfigError("source", names, "a configuration of pytorch-bio-transformations, as in base_lr: 0.1")
+    old, sections, notes = _translated(given)
+    _merged_as_written(old, sections, {})
+    plain: dict[str, Any] = _unmarked(sections)
+    return plain, notes
+
+
+def as_yaml(config: Mapping[str, Any]) -> str:
+    """A configuration as YAML, with every interpolation resolved.
+
+    A setting of the shared pass that a section inherits has the value that is in force. The text loads again.
+
+    Args:
+        config: What :func:`load_config` or :func:`migrate` returned.
+
+    Raises:
+        BioConfigError: An interpolation cannot be resolved.
+
+    Example:
+        >>> print(as_yaml(load_config("none", ["seed=3"])).splitlines()[0])
+        seed: 3
+    """
+    if not isinstance(config, DictConfig):
+        return OmegaConf.to_yaml(OmegaConf.create(dict(config)))
+    raw, values = OmegaConf.to_container(config), _resolved(config)
+    for key, section in _led(raw, values).items():
+        for name in _inheriting(raw, key):
+            values[name][key] = values[section][key]
+    return OmegaConf.to_yaml(OmegaConf.create(values))
 
 
 def _merged(given: dict[str, Any], changes: dict[str, Any]) -> DictConfig:
@@ -189,6 +234,21 @@ def _merged(given: dict[str, Any], changes: dict[str, Any]) -> DictConfig:
             keys = ", ".join(f"{name}.{key}" for key in changes[name])
             rank_zero_warn(f"{keys}: overridden, but {name} is off", category=NoEffectWarning)
     return config
+
+
+def _translated(given: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
+    """Fields of the predecessor as they resolve, the sections they become, and the notes."""
+    old = _marked(given, _resolved(OmegaConf.create(given, flags={"allow_objects": True})))
+    return old, *predecessor.translate(old)
+
+
+def _merged_as_written(old: dict[str, Any], sections: dict[str, Any], changes: dict[str, Any]) -> DictConfig:
+    """Translated sections on the schema; errors name the fields that the user wrote."""
+    try:
+        return _merged(sections, changes)
+    except BioConfigError as error:
+        section, _, key = error.key.partition(".")
+        raise (error if key in changes.get(section, {}) else predecessor.named_by_field(error, old)) from None
 
 
 # ---- reading --------------------------------------------------------------------------------------------------------
@@ -347,14 +407,25 @@ def _resolved(config: DictConfig, missing: bool = False) -> dict[str, Any]:
         raise BioConfigError(str(error.full_key), raw[error.key], allowed, nearest) from None
 
 
+def _led(raw: Any, values: dict[str, Any]) -> dict[str, str]:
+    """What all mechanisms share, by the section that is on and sets it itself: it wins over the top level."""
+    leading = {}
+    for key in Settings._fields:
+        for name in REGISTRY:
+            if key in raw[name] and raw[name][key] != _INHERITED[key] and values[name]["enabled"]:
+                leading.setdefault(key, name)
+    return leading
+
+
+def _inheriting(raw: Any, key: str) -> list[str]:
+    return [name for name in REGISTRY if raw[name].get(key) == _INHERITED[key]]
+
+
 def _let_own_values_win(raw: Any, values: dict[str, Any]) -> None:
     """Where one section sets what all mechanisms share, the others follow it rather than the top level."""
-    for key in Settings._fields:
-        having = [name for name in REGISTRY if key in raw[name]]
-        inheriting = [name for name in having if raw[name][key] == _INHERITED[key]]
-        if any(values[name]["enabled"] for name in having if name not in inheriting):
-            for name in inheriting:
-                values[name][key] = None
+    for key in _led(raw, values):
+        for name in _inheriting(raw, key):
+            values[name][key] = None
 
 
 def _enabled(config: DictConfig) -> list[BioCallback]:

@@ -148,26 +148,34 @@ class Session:
 
     def begin(self, trainer: pl.Trainer) -> None:
         """``on_fit_start``: find the synapses, restore or initialise their state, install hooks."""
-        self._owners = Owners(trainer.optimizers)
-        self.settings = agree(self.mechanisms)
-        refuse_unsupported(trainer, self.settings, self.callbacks)
-        self._find_synapses()
-        acting = {s: self._acting[n] for n, s in self.synapses.items() if self._acting[n]}
-        refuse_shared_weights(trainer.optimizers, acting)
-        self.plasticity.compiled = compiles(self.settings.kernel, trainer, list(acting))
+        refuse_unsupported(trainer, agree(self.mechanisms), self.callbacks)
+        self.survey(trainer.optimizers, trainer)
         for mechanism in self.mechanisms:
             mechanism.adopt(self)
         self._continue_counting()
-        for phase in ("initialize", "start"):
-            for mechanism in self.mechanisms:
-                for synapses in mechanism.targets.values():
-                    getattr(mechanism, phase)(self, synapses)
+        self.start()
         for optimizer in self._owners.optimizers:
             self._handles.append(optimizer.register_step_post_hook(self._after_step))
         self.rates.over_ranks = trainer.world_size > 1
         self._watch_rates()
         if self.rates.hooked:
             recompile_for_hooks(self.module)
+
+    def survey(self, optimizers: Sequence[Optimizer], trainer: pl.Trainer | None = None) -> None:
+        """Which mechanism acts on which weight, and how; nothing is changed. Without a Trainer, as far as is known."""
+        self._owners = Owners(optimizers)
+        self.settings = agree(self.mechanisms)
+        self._find_synapses()
+        acting = {s: self._acting[n] for n, s in self.synapses.items() if self._acting[n]}
+        refuse_shared_weights(optimizers, acting)
+        self.plasticity.compiled = compiles(self.settings.kernel, trainer, list(acting))
+
+    def start(self) -> None:
+        """Give weights and state their first values, where they have none."""
+        for phase in ("initialize", "start"):
+            for mechanism in self.mechanisms:
+                for synapses in mechanism.targets.values():
+                    getattr(mechanism, phase)(self, synapses)
 
     def ready(self) -> None:
         """``on_train_start``, after every restore: place the state on its weights' devices and check it."""

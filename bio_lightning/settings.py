@@ -42,15 +42,17 @@ class Settings(NamedTuple):
         return torch.bfloat16 if self.state_dtype == "bfloat16" else torch.float32
 
 
-def compiles(kernel: Kernel, trainer: pl.Trainer, synapses: Sequence[Synapses]) -> bool:
+def compiles(kernel: Kernel, trainer: pl.Trainer | None, synapses: Sequence[Synapses]) -> bool:
     """Whether the pass is compiled: by default where the model is large and the run not known to be short.
 
-    Compiling takes as long as some hundred eager passes over ten million weights.
+    Compiling takes as long as some hundred eager passes over ten million weights. Without a Trainer the run is long.
     """
     if kernel != "auto":
         return kernel == "compiled"
-    steps = trainer.max_steps
-    short = bool(trainer.fast_dev_run) or 0 <= steps < _FEW_STEPS  # type: ignore[attr-defined] # set in Lightning's setup
+    short = False
+    if trainer is not None:
+        quick = bool(trainer.fast_dev_run)  # type: ignore[attr-defined] # set in Lightning's setup
+        short = quick or 0 <= trainer.max_steps < _FEW_STEPS
     return not short and sum(tensor.weight.numel() for tensor in synapses) >= _MANY_WEIGHTS
 
 

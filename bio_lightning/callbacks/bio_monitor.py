@@ -14,6 +14,7 @@ from torchmetrics import Metric
 from bio_lightning.callbacks.base import BioCallback
 from bio_lightning.callbacks.mechanism import Observables
 from bio_lightning.metrics import CrystallizedFraction, FiringRate, MultiplierSpread, SignViolations, Turnover
+from bio_lightning.plan import plan_table
 from bio_lightning.session import Session
 from bio_lightning.synapses import Synapses, select
 
@@ -57,6 +58,9 @@ class BioMonitor(BioCallback):
     computed again for the log, from the weights after the step. Outside its schedule a mechanism still reports what it
     keeps; a ``plasticity`` of 1 then says that nothing acts.
 
+    When training starts, a table says once which mechanisms act on which layers, and what memory that takes; see
+    :func:`bio_lightning.plan.plan_table`.
+
     Args:
         include: fnmatch patterns on qualified parameter or module names: layers with a series of their own, which
             ``overall`` combines; a bare string is one pattern.
@@ -90,6 +94,12 @@ class BioMonitor(BioCallback):
         self._due = False
         if not self.session.mechanisms:
             self.session.tell("BioMonitor has nothing to log: no mechanism is on")
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Say which mechanism acts where."""
+        super().on_train_start(trainer, pl_module)
+        if self.session.mechanisms:
+            self.session.tell(f"what acts where\n{plan_table(self.session)}")
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -107,8 +107,14 @@ class WeightSplitting(Mechanism):
         chosen, self.skipped = self._selected(session.synapses, session.module)
         self.targets = {synapses.name: synapses for synapses in chosen}
 
-    def split(self, module: pl.LightningModule) -> None:
-        """Split the selected layers of a module in place; layers that are split already stay as they are."""
+    def split(self, module: pl.LightningModule, forward_order: tuple[str, ...] | None = None) -> None:
+        """Split the selected layers of a module in place; layers that are split already stay as they are.
+
+        Args:
+            module: The LightningModule.
+            forward_order: What all mechanisms agree on, where no Trainer has told.
+        """
+        self._order = forward_order or self._order
         if self.gamma == 1:
             return
         chosen = self._selected(find_synapses(module)[0], module)[0]

@@ -1,0 +1,119 @@
+"""Who acts where on a model that is not trained."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.utilities.model_helpers import is_overridden
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from torch.optim import Optimizer
+
+from bio_lightning.callbacks import BioCallback, WeightSplitting
+from bio_lightning.errors import BioConfigError, nearest_name
+from bio_lightning.plan import plan_table
+from bio_lightning.session import Session
+from bio_lightning.settings import agree
+
+__all__ = ["load_model", "plan_of"]
+
+_MODEL = "--model"
+
+
+def load_model(named: str) -> pl.LightningModule:
+    """The LightningModule that ``module:name`` stands for.
+
+    Args:
+        named: A class or function that gives one without arguments, or a module itself. The working directory is
+            searched, too.
+
+    Raises:
+        BioConfigError: There is none.
+
+    Example:
+        >>> type(load_model("lightning.pytorch.demos.boring_classes:BoringModel")).__name__
+        'BoringModel'
+    """
+    module_name, colon, name = named.partition(":")
+    if not (module_name and colon and name):
+        raise BioConfigError(_MODEL, named, "module:Class, as in my_project.models:Classifier")
+    module = _imported(module_name, named)
+    if not hasattr(module, name):
+        models = [key for key, value in vars(module).items() if _is_model_class(value)]
+        allowed = f"a name in {module_name}; its LightningModules: {', '.join(models) or 'none'}"
+        nearest = nearest_name(name, models)
+        raise BioConfigError(_MODEL, named, allowed, nearest and f"{module_name}:{nearest}")
+    found = getattr(module, name)
+    try:
+        model = found() if callable(found) and not isinstance(found, pl.LightningModule) else found
+    except TypeError as error:
+        allowed = f"what can be called without arguments ({error}); a function that gives the model will do"
+        raise BioConfigError(_MODEL, named, allowed) from None
+    if not isinstance(model, pl.LightningModule):
+        raise BioConfigError(_MODEL, named, f"a LightningModule, not {type(model).__name__}")
+    return model
+
+
+def plan_of(model: pl.LightningModule, callbacks: Sequence[BioCallback]) -> str:
+    """The table of :func:`bio_lightning.plan.plan_table`, as at the start of training.
+
+    Args:
+        model: A fresh model; changed in place, as training would.
+        callbacks: The bio callbacks.
+
+    Raises:
+        BioConfigError: A pattern or setting does not suit the model.
+    """
+    session = Session(model, callbacks)
+    if is_overridden("configure_model", model, pl.LightningModule):
+        model.configure_model()
+    for mechanism in session.mechanisms:
+        if isinstance(mechanism, WeightSplitting):
+            mechanism.split(model, agree(session.mechanisms).forward_order)
+    session.survey(_optimizers(model))
+    session.start()
+    return plan_table(session)
+
+
+def _imported(module_name: str, named: str) -> Any:
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        return importlib.import_module(module_name)
+    except ImportError as error:
+        missing = isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(f"{error.name}.")
+        files = [path.stem for path in Path.cwd().glob("*.py")] if missing else []
+        allowed = "a module that can be imported from here" if missing else f"a module that can be imported ({error})"
+        nearest = nearest_name(module_name, files)
+        raise BioConfigError(_MODEL, named, allowed, nearest and f"{nearest}:{named.partition(':')[2]}") from None
+
+
+def _is_model_class(value: Any) -> bool:
+    return inspect.isclass(value) and issubclass(value, pl.LightningModule) and value is not pl.LightningModule
+
+
+def _optimizers(model: pl.LightningModule) -> list[Optimizer]:
+    """Those that the model configures; none where it needs a Trainer for that."""
+    try:
+        configured = model.configure_optimizers()
+    except Exception as error:  # noqa: BLE001 - the user's code may raise anything
+        rank_zero_warn(f"apply_to as set, since the optimizers are not known without a Trainer ({error})")
+        return []
+    return list(_flat(configured))
+
+
+def _flat(configured: Any) -> Iterable[Optimizer]:
+    """All forms that Lightning accepts."""
+    if isinstance(configured, Optimizer):
+        yield configured
+    elif isinstance(configured, dict):
+        yield from _flat(configured["optimizer"])
+    elif isinstance(configured, (list, tuple)):
+        for item in configured:
+            yield from _flat(item)
