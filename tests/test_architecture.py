@@ -85,18 +85,20 @@ def test_callback_imports_no_sibling(name):
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_only_config_knows_yaml_and_only_the_package_knows_config(name):
+def test_only_config_knows_yaml_and_only_package_and_command_line_know_config(name):
     found = imports(MODULES[name])
     if name != "bio_lightning.config":
         assert not any(imported.partition(".")[0] in ("omegaconf", "yaml") for imported in found)
-    if name != "bio_lightning":
+    if name != "bio_lightning" and not name.startswith("bio_lightning.cli"):
         assert "bio_lightning.config" not in found
+        assert not any(imported.startswith("bio_lightning.cli") for imported in found)
 
 
 @pytest.mark.parametrize("name", MODULES)
 def test_imports_what_is_installed_with_it(name):
     declared = ("bio_lightning", "lightning", "omegaconf", "torch", "torchmetrics", "yaml")
-    assert foreign(name, declared) == set()
+    of_command_line = ("jsonargparse", "tensorboard") if name.startswith("bio_lightning.cli") else ()
+    assert foreign(name, declared + of_command_line) == set()
 
 
 # ---- files -----------------------------------------------------------------------------------------------------------

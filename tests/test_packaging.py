@@ -32,6 +32,7 @@ def test_wheel_holds_every_card_and_preset(installed):
     assert {path.stem for path in (package / "cards").glob("*.md")} == set(REGISTRY)
     assert {path.name for path in (package / "configs").glob("*.yaml")} == PRESETS
     assert len(PRESETS) >= 6
+    assert (package / "configs" / "schema.json").is_file()
     assert (package / "py.typed").exists()
     assert {path.name.split("-")[0] for path in installed.iterdir()} == {"bio_lightning"}
 

@@ -1,0 +1,10 @@
+"""``python -m bio_lightning.cli``."""
+
+import sys
+
+from bio_lightning.cli import main
+
+__all__: list[str] = []
+
+if __name__ == "__main__":
+    sys.exit(main())

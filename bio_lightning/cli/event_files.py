@@ -1,0 +1,97 @@
+"""Runs in TensorBoard's event files."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tensorboard.backend.event_processing import event_accumulator
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+
+from bio_lightning.errors import BioConfigError
+
+__all__ = ["Run", "find_runs"]
+
+_PATTERN = "events.out.tfevents.*"
+#: Points kept of a series, evenly chosen; more cannot be told apart in a panel.
+_POINTS = 1000
+
+
+class Run(NamedTuple):
+    """What one folder of event files holds.
+
+    Args:
+        name: The folder, as far as it tells the runs apart.
+        scalars: Steps and values by tag.
+        images: The last image of every tag, encoded as in the file.
+        hyperparameters: What the run was started with.
+        seconds: From the first to the last scalar.
+    """
+
+    name: str
+    scalars: dict[str, list[tuple[int, float]]]
+    images: dict[str, bytes]
+    hyperparameters: dict[str, object]
+    seconds: float
+
+
+def find_runs(folders: Iterable[str | os.PathLike[str]]) -> list[Run]:
+    """All runs in the folders and below, by path.
+
+    Raises:
+        BioConfigError: A folder does not exist, or holds no event files.
+    """
+    found: dict[Path, None] = {}
+    for folder in map(Path, folders):
+        if not folder.is_dir():
+            raise BioConfigError("LOGDIR", str(folder), "a folder that exists")
+        below = sorted({path.parent.resolve() for path in folder.rglob(_PATTERN)})
+        if not below:
+            raise BioConfigError("LOGDIR", str(folder), f"a folder with TensorBoard's event files, {_PATTERN}")
+        found.update(dict.fromkeys(below))
+    return [_read(path, name) for path, name in zip(found, _names(list(found)), strict=True)]
+
+
+def _names(paths: Sequence[Path]) -> list[str]:
+    """Paths without what is common to all."""
+    if len(paths) == 1:
+        return [paths[0].name if not paths[0].name.startswith("version_") else "/".join(paths[0].parts[-2:])]
+    common = Path(os.path.commonpath(paths))
+    return [str(path.relative_to(common)) if path != common else path.name for path in paths]
+
+
+def _read(path: Path, name: str) -> Run:
+    sizes = {event_accumulator.SCALARS: _POINTS, event_accumulator.IMAGES: 1, event_accumulator.TENSORS: _POINTS}
+    events: Any = event_accumulator.EventAccumulator(str(path), size_guidance=sizes)
+    events.Reload()
+    tags = events.Tags()
+    series = {tag: events.Scalars(tag) for tag in sorted(tags["scalars"])}
+    times = [event.wall_time for points in series.values() for event in points]
+    return Run(
+        name,
+        {tag: [(event.step, event.value) for event in points] for tag, points in series.items()},
+        {tag: events.Images(tag)[-1].encoded_image_string for tag in sorted(tags["images"])},
+        _hyperparameters(events),
+        max(times) - min(times) if times else math.nan,
+    )
+
+
+def _hyperparameters(events: Any) -> dict[str, object]:
+    found: dict[str, object] = {}
+    for content in _hparams_content(events).values():
+        data = HParamsPluginData.FromString(content)
+        if data.HasField("session_start_info"):
+            for key, value in data.session_start_info.hparams.items():
+                kind = value.WhichOneof("kind")
+                found[key] = getattr(value, kind) if kind else None
+    return found
+
+
+def _hparams_content(events: Any) -> dict[str, bytes]:
+    try:
+        return dict(events.PluginTagToContent("hparams"))
+    except KeyError:  # no such plugin in these files
+        return {}

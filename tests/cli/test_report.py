@@ -1,0 +1,186 @@
+"""The page that compares runs: complete, correct, and readable without a server."""
+
+from __future__ import annotations
+
+import math
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from lightning.pytorch.loggers import TensorBoardLogger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.utils.tensorboard import SummaryWriter
+
+from bio_lightning import bio_callbacks
+from bio_lightning.cli import main
+from bio_lightning.cli.charts import chart
+from bio_lightning.cli.event_files import find_runs
+from tests.models import fit, make_model
+
+#: Elements without an end.
+VOID = {"meta", "img", "line", "polyline", "circle", "br"}
+
+
+def write_run(folder: Path, scalars: dict[str, list[float]], images: tuple[str, ...] = (), hparams=None) -> None:
+    """An event file."""
+    with SummaryWriter(str(folder)) as writer:
+        for tag, values in scalars.items():
+            for step, value in enumerate(values):
+                writer.add_scalar(tag, value, 10 * step)
+        for tag in images:
+            writer.add_image(tag, np.zeros((3, 4, 5), dtype=np.uint8), 0)
+        if hparams is not None:
+            from torch.utils.tensorboard.summary import hparams as summarise
+
+            for summary in summarise(hparams, {}):
+                writer.file_writer.add_summary(summary)
+
+
+class Page(HTMLParser):
+    """What a page holds; fails where elements do not close."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open, self.text, self.rows, self.captions, self.attributes = [], "", [], [], []
+        self.lines = 0
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.attributes += attrs
+        self.lines += tag in ("polyline", "circle")
+        if tag == "tr":
+            self.rows.append([])
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        assert tag in VOID
+        self.attributes += attrs
+        self.lines += tag in ("polyline", "circle")
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+        if self.open[-1:] == ["figcaption"]:
+            self.captions.append(data)
+        if self.open[-1:] in (["td"], ["th"]):
+            self.rows[-1].append(data)
+
+    @property
+    def cells(self) -> dict[str, list[str]]:
+        return {row[0]: row[1:] for row in self.rows if row}
+
+
+def report(tmp_path, *folders) -> Page:
+    out = tmp_path / "report.html"
+    assert main(["report", *map(str, folders), "--out", str(out)]) == 0
+    return Page(out.read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Two real runs: plain, and with synapses."""
+    folder = tmp_path_factory.mktemp("runs")
+    for name in ("none", "default"):
+        logger = TensorBoardLogger(folder, name, version="", default_hp_metric=False)
+        logger.log_hyperparams({"preset": name, "lr": 0.1})
+        model = make_model("MLP")
+        model.training_step = lambda batch, index, step=model.training_step, model=model: _logged(model, step(batch, index))
+        fit(model, bio_callbacks(name), steps=6, logger=logger, log_every_n_steps=1)
+    return folder
+
+
+def _logged(model, loss):
+    model.log("loss", loss)
+    return loss
+
+
+def test_compares_real_runs(trained, tmp_path, capsys):
+    page = report(tmp_path, trained)
+    assert capsys.readouterr().out == f"{tmp_path / 'report.html'}\n"
+    events = EventAccumulator(str(trained / "default"))
+    events.Reload()
+    tags = events.Tags()["scalars"]
+    overall = [tag for tag in tags if tag.startswith("bio/") and tag.endswith("/overall")]
+    assert len(overall) > 10
+    assert page.rows[0] == ["default", "none"]
+    assert page.cells["loss"] == [f"{events.Scalars('loss')[-1].value:.4g}",
+                                  f"{find_runs([trained])[1].scalars['loss'][-1][1]:.4g}"]  # fmt: skip
+    assert page.cells["replaced_fraction"][1] == "-"
+    shown = [caption for caption in page.captions if caption != "loss"]
+    assert sorted(shown) == sorted(tag.split("/")[2] for tag in overall)
+    assert "net.0.weight" not in page.text
+
+
+def test_shows_the_settings_that_differ(trained, tmp_path):
+    cells = report(tmp_path, trained).cells
+    assert cells["preset"] == ["default", "none"]
+    assert "lr" not in cells
+
+
+def test_needs_nothing_from_elsewhere(tmp_path):
+    write_run(tmp_path / "run", {"loss": [1.0, 0.5]}, images=("bio/overview", "samples"))
+    page = report(tmp_path, tmp_path / "run")
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "<script" not in text
+    assert re.findall(r"(?:https?:)?//\w", text) == []
+    sources = [value for name, value in page.attributes if name in ("src", "href")]
+    assert len(sources) == 1, "the overview, but no other image"
+    assert sources[0].startswith("data:image/png;base64,")
+
+
+def test_what_runs_log_cannot_break_the_page(tmp_path):
+    write_run(tmp_path / "a<b>&", {"loss <i>&\"'": [1.0, math.nan, 2.0, 3.0], "void": [math.nan], "same": [2.0, 2.0]})
+    page = report(tmp_path, tmp_path)
+    assert page.rows[0] == ["a<b>&"]
+    assert page.cells["loss <i>&\"'"] == ["3"]
+    assert page.cells["void"] == ["nan"]
+    assert "no finite value" in page.text
+
+
+def test_many_runs_are_told_apart(tmp_path):
+    for number in range(10):
+        write_run(tmp_path / f"run_{number}", {"loss": [float(number), 0.0]})
+    report(tmp_path, tmp_path)
+    lines = re.findall(r"<li>.*?(<polyline.*?/>)", (tmp_path / "report.html").read_text(encoding="utf-8"))
+    assert len(set(lines)) == len(lines) == 10
+
+
+def test_same_folder_twice_is_one_run(tmp_path):
+    write_run(tmp_path / "runs" / "a", {"loss": [1.0]})
+    assert [run.name for run in find_runs([tmp_path, tmp_path / "runs", tmp_path / "runs" / "a"])] == ["a"]
+
+
+def test_names_are_as_short_as_they_can_be(tmp_path):
+    for name in ("plain/version_0", "bio/version_0"):
+        write_run(tmp_path / "logs" / name, {"loss": [1.0]})
+    assert [run.name for run in find_runs([tmp_path])] == ["bio/version_0", "plain/version_0"]
+    assert [run.name for run in find_runs([tmp_path / "logs" / "bio"])] == ["bio/version_0"]
+
+
+def test_folders_without_runs_are_refused(tmp_path, capsys):
+    for words, part in (
+        (["report", str(tmp_path / "nowhere")], "LOGDIR: got '" + str(tmp_path / "nowhere")),
+        (["report", str(tmp_path)], "events.out.tfevents"),
+        (["report"], "LOGDIR: got None; allowed: at least one folder"),
+    ):
+        assert main(words) == 2
+        assert part in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_line_runs_from_corner_to_corner_and_has_gaps():
+    drawn = chart("x", {0: [(0.0, 1.0), (10.0, 3.0)]})
+    (points,) = re.findall(r'points="(.*?)"', drawn)
+    assert points == "52.0,178.0 330.0,8.0"
+    drawn = chart("x", {0: [(0.0, 1.0), (1.0, 2.0), (2.0, math.nan), (3.0, 1.0)]})
+    assert (drawn.count("<polyline"), drawn.count("<circle")) == (1, 1)
+    assert re.findall(r">([\d.]+)</text>", chart("x", {0: [(0.0, 0.0), (100.0, 1.0)]})) == [
+        "0", "0.2", "0.4", "0.6", "0.8", "1", "0", "50", "100",
+    ]  # fmt: skip
