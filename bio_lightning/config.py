@@ -409,7 +409,7 @@ def _resolved(config: DictConfig, missing: bool = False) -> dict[str, Any]:
 
 def _led(raw: Any, values: dict[str, Any]) -> dict[str, str]:
     """What all mechanisms share, by the section that is on and sets it itself: it wins over the top level."""
-    leading = {}
+    leading: dict[str, str] = {}
     for key in Settings._fields:
         for name in REGISTRY:
             if key in raw[name] and raw[name][key] != _INHERITED[key] and values[name]["enabled"]:

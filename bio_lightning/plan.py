@@ -27,9 +27,9 @@ class PlanRow(NamedTuple):
         apply_to: ``gradient`` or ``update``, the setting where the optimizer is not known; ``-`` where no multiplier
             acts, and ``no optimizer`` where nothing acts since no optimizer moves the weight.
         kernel: ``compiled`` or ``eager``, for the multipliers; ``-`` where none acts.
-        memory: Bytes that the mechanisms take: their state, the copy of the weight that updates are compared with, and
-            the further weights of a split with their gradients. Optimizer moments of these, and firing rates, one
-            number per neuron, come on top.
+        memory: Bytes that the mechanisms take: their state, the copy of the weight that updates are compared with (also
+            where the optimizer is not known), and the further weights of a split with their gradients. Optimizer
+            moments of these, and firing rates, one number per neuron, come on top.
     """
 
     layer: str

@@ -37,6 +37,11 @@ def test_wheel_holds_every_card_and_preset(installed):
     assert {path.name.split("-")[0] for path in installed.iterdir()} == {"bio_lightning"}
 
 
+def test_wheel_has_the_command(installed):
+    (entries,) = installed.glob("*.dist-info/entry_points.txt")
+    assert "bio-lightning = bio_lightning.cli:main" in entries.read_text(encoding="utf-8")
+
+
 def test_presets_are_found_by_name_after_installation(installed, tmp_path):
     program = (
         f"import bio_lightning; assert bio_lightning.__file__.startswith({str(installed)!r}), bio_lightning.__file__;"

@@ -7,7 +7,14 @@ import logging
 import pytest
 import torch
 
-from bio_lightning import BioMonitor, Crystallization, DalesPrinciple, FuzzyLearningRates, WeightSplitting, bio_callbacks
+from bio_lightning import (
+    BioMonitor,
+    Crystallization,
+    DalesPrinciple,
+    FuzzyLearningRates,
+    WeightSplitting,
+    bio_callbacks,
+)
 from bio_lightning.cli.planning import plan_of
 from bio_lightning.plan import plan_rows, plan_table
 from bio_lightning.session import Session
@@ -72,7 +79,8 @@ def test_nothing_acts_where_no_multiplier_or_no_optimizer_does():
 
 
 def test_table_numbers_the_mechanisms():
-    session = Session(make_model("MLP"), [FuzzyLearningRates(), DalesPrinciple(include=("net.2",))])
+    module = make_model("MLP")  # which a session does not keep
+    session = Session(module, [FuzzyLearningRates(), DalesPrinciple(include=("net.2",))])
     session.survey([])
     lines = plan_table(session).splitlines()
     assert [line.split()[:4] for line in lines[1:4]] == [
@@ -81,7 +89,7 @@ def test_table_numbers_the_mechanisms():
         ["net.4.weight", "linear", "48", "1"],
     ]
     assert lines[2].split()[4] == "2"
-    assert lines[4].split() == ["total", "336", "0", "B"]
+    assert lines[4].split() == ["total", "336", "1.3", "KiB"], "the copies that updates might need"
     assert lines[5] == "mechanisms: 1 FuzzyLearningRates, 2 DalesPrinciple"
     assert len({len(line) for line in lines[:5]}) == 1, "columns are aligned"
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from lightning.pytorch.core.saving import load_hparams_from_yaml
 from tensorboard.backend.event_processing import event_accumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
@@ -74,9 +75,29 @@ def _read(path: Path, name: str) -> Run:
         name,
         {tag: [(event.step, event.value) for event in points] for tag, points in series.items()},
         {tag: events.Images(tag)[-1].encoded_image_string for tag in sorted(tags["images"])},
-        _hyperparameters(events),
+        {**_beside(path), **_hyperparameters(events)},
         max(times) - min(times) if times else math.nan,
     )
+
+
+def _beside(path: Path) -> dict[str, object]:
+    """Hyperparameters from Lightning's own file; into the event file they go only together with a metric."""
+    file = path / "hparams.yaml"
+    try:
+        return _flat(load_hparams_from_yaml(file, use_omegaconf=False)) if file.is_file() else {}
+    except Exception:  # objects of classes that are not at hand
+        return {}
+
+
+def _flat(values: Mapping[str, Any]) -> dict[str, object]:
+    """Nested mappings as one, with dotted keys."""
+    found: dict[str, object] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            found |= {f"{key}.{inner}": item for inner, item in _flat(value).items()}
+        else:
+            found[str(key)] = value
+    return found
 
 
 def _hyperparameters(events: Any) -> dict[str, object]:

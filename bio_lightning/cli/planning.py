@@ -102,7 +102,7 @@ def _optimizers(model: pl.LightningModule) -> list[Optimizer]:
     """Those that the model configures; none where it needs a Trainer for that."""
     try:
         configured = model.configure_optimizers()
-    except Exception as error:  # noqa: BLE001 - the user's code may raise anything
+    except Exception as error:  # the user's code may raise anything
         rank_zero_warn(f"apply_to as set, since the optimizers are not known without a Trainer ({error})")
         return []
     return list(_flat(configured))

@@ -54,7 +54,7 @@ def page(runs: Sequence[Run], title: str = "bio_lightning: runs") -> str:
 
 
 def _groups(runs: Sequence[Run]) -> dict[str, list[str]]:
-    """Tags by the mechanism that they tell of, what training itself logs first; of the layers only the overall series."""
+    """Tags by the mechanism that they tell of, first what training itself logs; layers only all together."""
     groups: dict[str, list[str]] = {_TRAINING: []}
     for tag in sorted({tag for run in runs for tag in run.scalars}):
         parts = tag.split("/")

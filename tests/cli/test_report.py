@@ -89,9 +89,11 @@ def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     for name in ("none", "default"):
         logger = TensorBoardLogger(folder, name, version="", default_hp_metric=False)
-        logger.log_hyperparams({"preset": name, "lr": 0.1})
+        logger.log_hyperparams({"preset": name, "lr": 0.1, "net": {"width": len(name)}})
         model = make_model("MLP")
-        model.training_step = lambda batch, index, step=model.training_step, model=model: _logged(model, step(batch, index))
+        model.training_step = lambda batch, index, step=model.training_step, model=model: _logged(
+            model, step(batch, index)
+        )
         fit(model, bio_callbacks(name), steps=6, logger=logger, log_every_n_steps=1)
     return folder
 
@@ -121,7 +123,17 @@ def test_compares_real_runs(trained, tmp_path, capsys):
 def test_shows_the_settings_that_differ(trained, tmp_path):
     cells = report(tmp_path, trained).cells
     assert cells["preset"] == ["default", "none"]
+    assert cells["net.width"] == ["7", "4"]
     assert "lr" not in cells
+
+
+def test_settings_come_from_the_event_files_too(tmp_path):
+    for name, lr in (("a", 0.1), ("b", 0.2)):
+        write_run(tmp_path / name, {"loss": [1.0]}, hparams={"lr": lr, "width": 4})
+    (tmp_path / "a" / "hparams.yaml").write_text("model: !!python/object:nowhere.Model {}", encoding="utf-8")
+    cells = report(tmp_path, tmp_path).cells
+    assert cells["lr"] == ["0.1", "0.2"]
+    assert "width" not in cells
 
 
 def test_needs_nothing_from_elsewhere(tmp_path):
