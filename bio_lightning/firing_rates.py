@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from bio_lightning.functional._layer import computing_dtype
-from bio_lightning.synapses import Synapses
+from bio_lightning.synapses import NEURON_KINDS, Synapses
 
 __all__ = ["FiringRates", "Gate", "RateCounter", "Side"]
 
@@ -27,6 +27,30 @@ Side = str
 def neuron_dim(synapses: Synapses) -> int:
     """Dimension of the neurons in a layer's input and output, counted from the end."""
     return -1 if synapses.kind == "linear" else 1 - len(synapses.shape)
+
+
+def firing_modules(
+    synapses: Synapses, side: Side, named: Mapping[str, nn.Module], norms: Mapping[str, str]
+) -> list[nn.Module]:
+    """Where a layer's firing shows: at itself, the norm behind it, or the attention module around it.
+
+    Args:
+        synapses: The layer's weight, at all its sites.
+        side: Which neurons.
+        named: All modules of the model.
+        norms: Name of the norm behind a layer, by the layer's name.
+    """
+    found: list[nn.Module] = []
+    for site in synapses.sites:
+        around = named.get(site.module_name.rpartition(".")[0])
+        if site.kind not in NEURON_KINDS:
+            continue
+        if isinstance(around, nn.MultiheadAttention):  # a hook on its inner projection never fires
+            found += [around] if side == "rate" else []
+        else:
+            norm = norms.get(site.module_name) if side == "rate" else None
+            found.append(named[norm] if norm else site.module)
+    return found
 
 
 class Gate:

@@ -20,7 +20,7 @@ from torch.utils.hooks import RemovableHandle
 
 from bio_lightning.architecture import Architecture, trace_architecture
 from bio_lightning.events import Fill
-from bio_lightning.firing_rates import FiringRates
+from bio_lightning.firing_rates import FiringRates, firing_modules
 from bio_lightning.kernels import Mode
 from bio_lightning.optimizers import Owner, Owners, apply_to_for, splits_gradient
 from bio_lightning.plasticity import Part, Plasticity, Store, Work, share_of_step
@@ -34,7 +34,7 @@ from bio_lightning.settings import (
     refuse_unsupported,
 )
 from bio_lightning.split_layers import fit_to_split
-from bio_lightning.synapses import NEURON_KINDS, Synapses, find_synapses, named_modules, recompile_for_hooks
+from bio_lightning.synapses import Synapses, find_synapses, named_modules, recompile_for_hooks
 
 if TYPE_CHECKING:
     from bio_lightning.callbacks.base import BioCallback
@@ -234,23 +234,14 @@ class Session:
             self.steps = [0] * len(self._owners.optimizers)
 
     def _watch_rates(self) -> None:
+        named = named_modules(self.module)
         for mechanism in self.mechanisms:
             for side in mechanism.rates_needed:
                 for synapses in mechanism.targets.values():
-                    sites = [site for site in synapses.sites if site.kind in NEURON_KINDS]
-                    modules = [module for site in sites if (module := self._hooked(site, side)) is not None]
+                    modules = firing_modules(synapses, side, named, self.architecture.norms)
                     self.rates.watch(synapses, side, modules)
                     if not modules:
                         self.tell(f"{type(mechanism).__name__} skips {synapses.name}: no hook sees what it reads")
-
-    def _hooked(self, site: Synapses, side: str) -> nn.Module | None:
-        """Where a layer's firing shows: at itself, the norm behind it, or the attention module around it."""
-        modules = named_modules(self.module)
-        parent = modules.get(site.module_name.rpartition(".")[0])
-        if isinstance(parent, nn.MultiheadAttention):  # a hook on its inner projection never fires
-            return parent if side == "rate" else None
-        norm = self.architecture.norms.get(site.module_name) if side == "rate" else None
-        return modules[norm] if norm else site.module
 
     def _report(self) -> None:
         """What was decided, once."""
