@@ -14,22 +14,29 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from tests.exactness.ddp_cases import CASES, run_all
+from tests.exactness.ddp_cases import CASES, GLOBAL_BATCH, HUGE, cases_of, run_all, unrelated
 from tests.exactness.runs import by_activity, moved, state_of, unequal
 from tests.models import MLP, make_model, make_trainer
 
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module", params=[2, 3], ids=["two", "three"])
-def ranks(request, tmp_path_factory) -> list[dict[str, dict[str, Tensor]]]:
-    """The state that every case leaves, by rank."""
-    folder = tmp_path_factory.mktemp("ranks")
+WORLDS = (2, 3)
+RUNS = [(world, name) for world in WORLDS for name in cases_of(world)]
+
+
+@pytest.fixture(scope="module")
+def groups(tmp_path_factory) -> dict[int, list[dict[str, dict[str, Tensor]]]]:
+    """The state that every case leaves, by number of processes and by rank."""
+    return {world: launch(world, tmp_path_factory.mktemp("ranks")) for world in WORLDS}
+
+
+def launch(world, folder):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    torch.multiprocessing.spawn(run_all, args=(request.param, port, str(folder)), nprocs=request.param)
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(request.param)]
+    torch.multiprocessing.spawn(run_all, args=(world, port, str(folder)), nprocs=world)
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(world)]
 
 
 @functools.cache
@@ -37,18 +44,35 @@ def in_one_process(name: str) -> dict[str, Tensor]:
     return CASES[name].run()
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_ranks_are_equal_to_the_bit(ranks, name):
-    first, *others = (rank[name] for rank in ranks)
+@pytest.mark.parametrize(("world", "name"), RUNS)
+def test_ranks_are_equal_to_the_bit(groups, world, name):
+    first, *others = (rank[name] for rank in groups[world])
     assert [unequal(first, other) for other in others] == [[]] * len(others)
     case = CASES[name]
     start = state_of(make_model(case.model, case.optimizer, double=case.double), [])
     assert moved(start, first)
 
 
-@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.double])
-def test_ranks_equal_one_process_on_the_same_batches(ranks, name):
-    assert unequal(in_one_process(name), ranks[0][name], tolerance=1e-9) == []
+@pytest.mark.parametrize(("world", "name"), [run for run in RUNS if CASES[run[1]].double])
+def test_ranks_equal_one_process_on_the_same_batches(groups, world, name):
+    assert unequal(in_one_process(name), groups[world][0][name], tolerance=1e-9) == []
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_unrelated_runs_in_a_group_share_nothing(groups, world):
+    ranks = groups[world]
+    for rank, states in enumerate(ranks):
+        assert unequal(states["unrelated"], unrelated(rank, world), tolerance=1e-9) == []
+    assert unequal(ranks[0]["unrelated"], ranks[1]["unrelated"], tolerance=1e-3)
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_a_step_is_skipped_where_the_loss_of_one_rank_overflows(groups, world):
+    case = CASES["everything-overflowing"]
+    wrong = [(x[:, 0] > HUGE).nonzero().flatten().tolist() for x, _ in MLP().double().batches(case.steps, GLOBAL_BATCH)]
+    skipped = [samples for samples in wrong if samples]
+    assert any(len({sample * world // GLOBAL_BATCH for sample in samples}) == 1 for samples in skipped)
+    assert groups[world][0]["everything-overflowing"]["steps"].tolist() == [case.steps - len(skipped)]
 
 
 class Sharded(MLP):
