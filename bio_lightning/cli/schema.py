@@ -46,7 +46,7 @@ def json_schema() -> dict[str, Any]:
     shared = {}
     for key, default in _SHARED.items():
         text = re.sub(r"[.;] null inherits.*", ".", texts[key])  # true of sections only
-        property_ = _property(_without_null(hints[key], default), fields[key], text)
+        property_ = _property(hints[key], fields[key], text)
         shared[key] = {**property_, "default": _primitive(default)}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
@@ -108,13 +108,6 @@ def _limits(bounds: Range) -> dict[str, float]:
     low = {"exclusiveMinimum" if bounds.open_low else "minimum": bounds.low}
     high = {"exclusiveMaximum" if bounds.open_high else "maximum": bounds.high}
     return {key: value for key, value in {**low, **high}.items() if abs(value) != float("inf")}
-
-
-def _without_null(hint: Any, default: Any) -> Any:
-    """The hint of a top-level setting: nothing is above it to inherit from."""
-    members = tuple(member for member in typing.get_args(hint) if member is not type(None))
-    optional = typing.get_origin(hint) in (Union, types.UnionType) and default is not None
-    return Union[members] if optional else hint  # noqa: UP007 - the members are known at run time only
 
 
 def _primitive(value: Any) -> Any:

@@ -137,7 +137,7 @@ def test_settings_come_from_the_event_files_too(tmp_path):
 
 
 def test_needs_nothing_from_elsewhere(tmp_path):
-    write_run(tmp_path / "run", {"loss": [1.0, 0.5]}, images=("bio/overview", "samples"))
+    write_run(tmp_path / "run", {"loss": [1.0, 0.5]}, images=("bio/overview", "bio/weights", "samples"))
     page = report(tmp_path, tmp_path / "run")
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "<script" not in text
@@ -177,9 +177,10 @@ def test_names_are_as_short_as_they_can_be(tmp_path):
 
 
 def test_folders_without_runs_are_refused(tmp_path, capsys):
+    nowhere = str(tmp_path / "nowhere")
     for words, part in (
-        (["report", str(tmp_path / "nowhere")], "LOGDIR: got '" + str(tmp_path / "nowhere")),
-        (["report", str(tmp_path)], "events.out.tfevents"),
+        (["report", nowhere], f"LOGDIR: got {nowhere!r}; allowed: a folder that exists"),
+        (["report", str(tmp_path)], "a folder with TensorBoard's event files, events.out.tfevents.*"),
         (["report"], "LOGDIR: got None; allowed: at least one folder"),
     ):
         assert main(words) == 2

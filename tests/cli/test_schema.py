@@ -83,6 +83,7 @@ RIGHT = [
     {"weight_rejuvenation": {"enabled": True, "dre": float("inf"), "readers": {"fc1": ["fc2"]}}},
     {"dales_principle": {"enabled": True, "shared": [["a", "b"]], "include": "layer*"}},
     {"seed": 3, "fuzzy_learning_rates": {"enabled": True, "nu": 0, "update_every": "${seed}"}},
+    {"kernel": None, "apply_to": None, "forward_order": None, "bio_monitor": {"enabled": True}},
     {"forward_order": ["a", "b"], "bio_monitor": {"enabled": True}},
 ]
 
