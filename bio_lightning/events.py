@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from bio_lightning.functional.noise import Noise
-from bio_lightning.kernels import Arguments, Block, Data, execute, layer_mean
+from bio_lightning.kernels import Arguments, Data, Rule, execute, layer_mean
 from bio_lightning.layout import Layout
 
-__all__ = ["Change", "Fill", "Kept", "change_weight", "fill_where"]
+__all__ = ["Fill", "Kept", "change_weight", "fill_where"]
 
 #: What becomes of a kept value where the synapse is new; ``mean`` is that of the layer.
 Fill = Literal["zero", "one", "mean"]
@@ -21,32 +21,12 @@ Fill = Literal["zero", "one", "mean"]
 Kept = Sequence[tuple[Tensor, Fill]]
 
 
-class Change(NamedTuple):
-    """A pure elementwise function with its settings; two with equal settings are equal.
-
-    Args:
-        function: Of a block and the settings; gives the new weights and the mask of those that count as changed.
-        settings: Keywords and their values.
-    """
-
-    function: Callable[..., tuple[Tensor, Tensor]]
-    settings: tuple[tuple[str, Any], ...] = ()
-
-    def __call__(self, block: Block) -> tuple[Tensor, Tensor]:
-        """The function's value for a block."""
-        return self.function(block, **dict(self.settings))
-
-
 class _Event(NamedTuple):
     """The pass. ``data`` holds the weight's own first, then every kept tensor; ``other`` receives the mask."""
 
-    change: Change
+    change: Rule
     fills: tuple[Fill, ...]
-
-    @property
-    def layer_per_row(self) -> bool:
-        """Never: an event is rare, or a small layer's is cheap."""
-        return False
+    layer_per_row: bool = False  # never: an event is rare, or a small layer's is cheap
 
     def __call__(self, *chunks: Arguments) -> None:
         """Over all chunks of one matrix."""
@@ -85,7 +65,7 @@ def _value(fill: Fill, pieces: Sequence[Tensor]) -> Tensor:
 
 @torch.no_grad()
 def change_weight(
-    change: Change,
+    change: Rule,
     weight: Tensor,
     layout: Layout,
     *,
@@ -100,7 +80,7 @@ def change_weight(
     """Change a weight in place, and what is kept of its changed synapses.
 
     Args:
-        change: What happens.
+        change: Gives the new weights and the mask of those that count as changed.
         weight: The weight.
         layout: How it lies in memory.
         noise: Its draw.

@@ -62,12 +62,12 @@ class Rule(NamedTuple):
         reads_average: Whether it reads ``Block.average``.
     """
 
-    function: Callable[..., Tensor]
+    function: Callable[..., Any]
     settings: tuple[tuple[str, Any], ...] = ()
     reads_average: bool = False
 
-    def __call__(self, block: Block) -> Tensor:
-        """The function's value for a block."""
+    def __call__(self, block: Block) -> Any:
+        """The function's value for a block: a tensor, or what an event makes of it."""
         return self.function(block, **dict(self.settings))
 
 
@@ -233,9 +233,13 @@ def _chunks(arguments: Arguments) -> Iterator[Arguments]:
 
 
 #: Contraction lets a processor multiply and add in one instruction.
-_OPTIONS: dict[str, Any] = {"cpp.enable_floating_point_contract_flag": "fast", "assert_indirect_indexing": False}
 #: Nothing of a tensor's size is to be stored on the way, however often it is read and however long it took.
-_OPTIONS |= {"realize_opcount_threshold": 1000, "realize_reads_threshold": 1000}
+_OPTIONS: dict[str, Any] = {
+    "cpp.enable_floating_point_contract_flag": "fast",
+    "assert_indirect_indexing": False,
+    "realize_opcount_threshold": 1000,
+    "realize_reads_threshold": 1000,
+}
 #: Where every row has statistics of its own, torch 2.13 fails to fuse them with what reads them.
 _ROW_OPTIONS = {**_OPTIONS, "max_fusion_size": 1}
 #: Settings are constants of the compiled code, not arguments of it: to hand each over costs as much as all the rest.

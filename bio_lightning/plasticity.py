@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from bio_lightning.events import Change, change_weight
+from bio_lightning.events import change_weight
 from bio_lightning.functional._layer import computing_dtype, mean
 from bio_lightning.functional.noise import Noise
 from bio_lightning.kernels import Block, Data, Form, Mode, Rule, run
@@ -97,7 +97,7 @@ class Plasticity:
                 else:
                     self._run_side_by_side(mode, group, layout)
 
-    def change(self, synapses: Synapses, change: Change, **more: Any) -> Tensor:
+    def change(self, synapses: Synapses, change: Rule, **more: Any) -> Tensor:
         """An event: a change of some synapses, see :func:`~bio_lightning.events.change_weight`."""
         weight = synapses.weight
         large = weight.numel() > SMALL

@@ -324,7 +324,7 @@ class Session:
             mode = modes[id(turn.owner.group)]
             if mode == "gradient" or turn.scaled:
                 stage: Mode = "gradient" if mode == "gradient" else "before"
-                passes[stage].append(Work(synapses, self._parts(turn, step)))
+                passes[stage].append(Work(synapses, self._parts(synapses, turn.active, turn.due, step)))
             if synapses.gamma > 1 and splits_gradient(turn.owner, mode):
                 divided.append((grad, synapses.gamma))
         for stage, works in passes.items():
@@ -334,16 +334,17 @@ class Session:
 
     def parts(self, synapses: Synapses, step: int) -> tuple[Part, ...]:
         """What the mechanisms do in the pass of a step."""
-        owner = self.owner(synapses.weight)
-        return () if owner is None else self._parts(self._turn(synapses, owner, step), step)
+        return self._parts(synapses, *self._active(synapses, step), step)
 
-    def _parts(self, turn: Turn, step: int) -> tuple[Part, ...]:
+    def _parts(
+        self, synapses: Synapses, active: Sequence[Mechanism], due: Sequence[Mechanism], step: int
+    ) -> tuple[Part, ...]:
         """A state changes only where that is due."""
         parts = []
-        for mechanism in turn.active:
-            part = mechanism.part(self, turn.synapses, step)
+        for mechanism in active:
+            part = mechanism.part(self, synapses, step)
             if part is not None:
-                parts.append(part if mechanism in turn.due else part._replace(form=part.form._replace(observe=None)))
+                parts.append(part if mechanism in due else part._replace(form=part.form._replace(observe=None)))
         return tuple(parts)
 
     def _after_step(self, optimizer: Optimizer, *_: Any) -> None:
@@ -364,7 +365,7 @@ class Session:
         moved = []
         for turn in turns:
             if turn.scaled and modes[id(turn.owner.group)] == "update":
-                parts = self._parts(turn, step)
+                parts = self._parts(turn.synapses, turn.active, turn.due, step)
                 gamma = turn.synapses.gamma
                 if gamma > 1 and not splits_gradient(turn.owner, "update"):
                     parts = (*parts, share_of_step(gamma))
@@ -417,9 +418,13 @@ class Session:
         return self._turns[key]
 
     def _turn(self, synapses: Synapses, owner: Owner, step: int) -> Turn:
-        active = tuple(mechanism for mechanism in self._acting[synapses.name] if mechanism.active(step))
-        due = tuple(mechanism for mechanism in active if mechanism.due(step))
+        active, due = self._active(synapses, step)
         return Turn(synapses, owner, active, due, synapses.gamma > 1 or any(m.scales_learning for m in active))
+
+    def _active(self, synapses: Synapses, step: int) -> tuple[tuple[Mechanism, ...], tuple[Mechanism, ...]]:
+        """Mechanisms that act on a weight at a step, and those of them whose state changes."""
+        active = tuple(mechanism for mechanism in self._acting[synapses.name] if mechanism.active(step))
+        return active, tuple(mechanism for mechanism in active if mechanism.due(step))
 
     def _names(self, index: int) -> set[str]:
         return {turn.synapses.name for turn in self._turns_of(index)}

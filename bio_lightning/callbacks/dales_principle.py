@@ -12,8 +12,7 @@ from torch import Tensor
 from bio_lightning import functional
 from bio_lightning.callbacks.mechanism import Observables, ScheduledMechanism, require
 from bio_lightning.errors import BioConfigError
-from bio_lightning.events import Change
-from bio_lightning.kernels import Block
+from bio_lightning.kernels import Block, Rule
 from bio_lightning.optimizers import Owner
 from bio_lightning.parameters import number
 from bio_lightning.session import Session
@@ -196,7 +195,7 @@ def _projected(block: Block) -> tuple[Tensor, Tensor]:
     return functional.enforce_dales_principle(block.weight, block.operands[0])
 
 
-_PROJECTION = Change(_projected)
+_PROJECTION = Rule(_projected)
 
 
 def _is_recurrent(synapses: Synapses) -> bool:

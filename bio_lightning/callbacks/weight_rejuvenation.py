@@ -11,10 +11,10 @@ from torch import Tensor
 from bio_lightning import functional
 from bio_lightning.callbacks.mechanism import Observables, ScheduledMechanism
 from bio_lightning.errors import BioConfigError, nearest_name
-from bio_lightning.events import Change, Kept, fill_where
+from bio_lightning.events import Kept, fill_where
 from bio_lightning.functional._layer import mean, std
 from bio_lightning.functional.quantiles import quantile_table
-from bio_lightning.kernels import Block
+from bio_lightning.kernels import Block, Rule
 from bio_lightning.optimizers import Moments, Owner, moments_of
 from bio_lightning.parameters import number
 from bio_lightning.session import Session
@@ -138,7 +138,7 @@ class WeightRejuvenation(ScheduledMechanism):
         settings = {"dre": self.dre, "shrinkage": self.shrinkage, "source": self.source}
         replaced = session.plasticity.change(
             synapses,
-            Change(_turnover, (("given", (*operands, "table")), *settings.items())),
+            Rule(_turnover, (("given", (*operands, "table")), *settings.items())),
             noise=self.noise(synapses.name, step),
             purposes=("replace", "value", "sign"),
             operands=tuple(operands.values()),
