@@ -250,10 +250,11 @@ class Session:
             if mechanism.skipped:
                 names = ", ".join(f"{s.name} ({s.kind})" for s in mechanism.skipped)
                 self.tell(f"{type(mechanism).__name__} does not act on {names}")
-        if any(mechanism.scales_learning for mechanism in self.mechanisms):
+        if any(hasattr(mechanism, "kernel") for mechanism in self.mechanisms):
             kernel = "compiled" if self.plasticity.compiled else "eager"
             why = "model size and number of steps" if self.settings.kernel == "auto" else "as asked"
             self.tell(f"the pass over all weights is {kernel} ({why})")
+        if any(mechanism.scales_learning for mechanism in self.mechanisms):
             for optimizer in self._owners.optimizers:
                 for group in optimizer.param_groups:
                     picked = apply_to_for(self.settings.apply_to, Owner(0, optimizer, group))

@@ -199,3 +199,14 @@ def test_forwards_outside_a_training_batch_do_not_count():
     fit(model, [scaling], steps=2)
     expected = 0.99 * shares[0] + 0.01 * shares[1]
     assert torch.allclose(scaling.session.store["net.0.weight"]["rate"], expected)
+
+
+def test_positive_values_are_counted_exactly_beyond_the_whole_numbers_of_float32():
+    from bio_lightning.firing_rates import Gate, RateCounter
+
+    gate = Gate()
+    gate.is_open = True
+    counter = RateCounter(-1, of_input=False, gate=gate)
+    size = (1 << 24) + 1
+    counter(torch.nn.Identity(), (), torch.ones(size, 1))
+    assert (counter.positive.tolist(), counter.total) == ([float(size)], size)
