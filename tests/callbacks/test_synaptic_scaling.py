@@ -219,7 +219,7 @@ def test_factor_toward_the_layers_mean_is_that_of_the_formula(kernel):
     from tests import reference
 
     form = SynapticScaling(strength=1.5, min=0.2, max=4.0)._form
-    rates, grad = [0.05, 0.1, 0.3, 0.9], torch.ones(4, 5)
+    rates, grad = [0.05, 0.2, 0.3, 0.9], torch.ones(4, 5)
     index = torch.arange(4, dtype=torch.int32) * 5, torch.arange(5, dtype=torch.int32)
     data = [Data(operands=(torch.tensor(rates).view(4, 1),))]
     run((form,), "gradient", torch.ones(4, 5), grad, index, data, compiled=kernel == "compiled")
