@@ -3,47 +3,137 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from bio_lightning.functional._layer import computing_dtype, ratio
 from bio_lightning.functional.noise import Noise
-from bio_lightning.kernels import Arguments, Data, Rule, execute, layer_mean
+from bio_lightning.kernels import CHUNK, Arguments, Block, Data, Form, Rule, execute, layer_mean, with_statistics
 from bio_lightning.layout import Layout
 
-__all__ = ["Fill", "Kept", "change_weight", "fill_where"]
+__all__ = ["MEAN", "ONE", "ZERO", "Change", "Changed", "Kept", "change_weight", "draw", "silence"]
 
-#: What becomes of a kept value where the synapse is new; ``mean`` is that of the layer.
-Fill = Literal["zero", "one", "mean"]
 
-#: Tensors of a weight's shape with their fills: multipliers, optimizer moments.
-Kept = Sequence[tuple[Tensor, Fill]]
+class Change(NamedTuple):
+    """What an event does to a weight.
+
+    Args:
+        rule: Gives the new weights and the mask of those that count as changed.
+        noise: Its draw.
+        purposes: What further draws are derived for.
+        operands: Tensors that broadcast against the weight.
+        constants: Further tensors that the rule reads as a whole; it sees each as a row.
+    """
+
+    rule: Rule
+    noise: Noise | None = None
+    purposes: tuple[str, ...] = ()
+    operands: tuple[Tensor, ...] = ()
+    constants: tuple[Tensor, ...] = ()
+
+
+class Kept(NamedTuple):
+    """A tensor of a weight's shape (multipliers, an optimizer moment) and what becomes of it where a synapse is new.
+
+    Args:
+        tensor: The tensor.
+        fill: Its factor is the new value.
+        noise: Its draw; the fill then sees the weight after the change.
+        purposes: What further draws are derived for.
+        operands: Tensors that broadcast against the weight.
+        constants: Further tensors that the fill reads as a whole; it sees each as a row.
+        has_mean_one: Whether the tensor is divided by its mean afterwards.
+    """
+
+    tensor: Tensor
+    fill: Form
+    noise: Noise | None = None
+    purposes: tuple[str, ...] = ()
+    operands: tuple[Tensor, ...] = ()
+    constants: tuple[Tensor, ...] = ()
+    has_mean_one: bool = False
+
+
+class Changed(NamedTuple):
+    """What an event did.
+
+    Args:
+        number: How many synapses changed, int64, 0-dim.
+        total: Sum of the weights after it, 0-dim: NaN where one of them is.
+    """
+
+    number: Tensor
+    total: Tensor
+
+
+def _constant(block: Block, *, value: float) -> Tensor:
+    return torch.full((1, 1), value, dtype=block.weight.dtype, device=block.weight.device)
+
+
+def _state(block: Block) -> Tensor:
+    assert block.state is not None  # noqa: S101 - the event gives it
+    return block.state
+
+
+def _mean(block: Block) -> Tensor:
+    assert block.mean is not None  # noqa: S101 - the event gives it
+    return block.mean
+
+
+def _silenced(block: Block) -> tuple[Tensor, Tensor]:
+    mask = block.operands[0]
+    return torch.where(mask, torch.zeros_like(block.weight), block.weight), mask
+
+
+#: Fills: 0, 1, and the layer's mean.
+ZERO = Form(factor=Rule(_constant, (("value", 0.0),)))
+ONE = Form(factor=Rule(_constant, (("value", 1.0),)))
+MEAN = Form(factor=Rule(_mean), statistic=Rule(_state))
+
+
+def _marked(block: Block) -> tuple[Tensor, Tensor]:
+    return block.weight, block.operands[0].to(torch.bool).expand_as(block.weight)
+
+
+def silence(mask: Tensor) -> Change:
+    """Weights of 0 where a mask, broadcastable to the weight, is true."""
+    return Change(Rule(_silenced), operands=(mask,))
 
 
 class _Event(NamedTuple):
-    """The pass. ``data`` holds the weight's own first, then every kept tensor; ``other`` receives the mask."""
+    """The pass. The change comes first, with the count of changed synapses, then every kept tensor with its fill.
 
-    change: Rule
-    fills: tuple[Fill, ...]
+    ``other`` receives the sum of the new weights.
+    """
+
+    forms: tuple[Form, ...]
     layer_per_row: bool = False  # never: an event is rare, or a small layer's is cheap
 
     def __call__(self, *chunks: Arguments) -> None:
         """Over all chunks of one matrix."""
         # The weight is looked at last: compiled code changes tensors in the order in which it met them, and stores in
         # memory whatever it still needs of one before it changes that.
-        counts, places = [_stored(chunk, 0) for chunk in chunks], range(len(self.fills))
-        keeping = [[_stored(chunk, 1 + place) for place in places] for chunk in chunks]
-        masks = [chunk.other for chunk in chunks]
-        values = [_value(fill, [kept[place] for kept in keeping]) for place, fill in enumerate(self.fills)]
-        for chunk, count, kept, mask in zip(chunks, counts, keeping, masks, strict=True):
-            new, changed = self.change(chunk.block(0, "gradient"))
-            count.add_(_count(changed))
-            for tensor, value in zip(kept, values, strict=True):
-                tensor.copy_(torch.where(changed, value, tensor))
-            if mask is not None:
-                mask.copy_(changed)
+        stored = [[_given(data.state) for data in chunk.data] for chunk in chunks]
+        for chunk, (number, *kept) in zip(with_statistics(self.forms, chunks, "gradient"), stored, strict=True):
+            new, changed = self._factor(0)(chunk.block(0, "gradient"))
+            for place, tensor in enumerate(kept, 1):
+                fresh = self._factor(place)(chunk.block(place, "gradient"))
+                tensor.copy_(torch.where(changed, fresh, tensor))
+            number.add_(_count(changed))
+            _given(chunk.other).add_(new.sum())
             chunk.weight.copy_(new)
+
+    def _factor(self, place: int) -> Rule:
+        factor = self.forms[place].factor
+        assert factor is not None  # noqa: S101 - an invariant: a change and a fill have one
+        return factor
+
+
+def _given(tensor: Tensor | None) -> Tensor:
+    assert tensor is not None  # noqa: S101 - an invariant: it is made below
+    return tensor
 
 
 def _count(mask: Tensor) -> Tensor:
@@ -51,72 +141,65 @@ def _count(mask: Tensor) -> Tensor:
     return mask.sum() if torch.compiler.is_compiling() else mask.count_nonzero()
 
 
-def _stored(chunk: Arguments, place: int) -> Tensor:
-    state = chunk.data[place].state
-    assert state is not None  # noqa: S101 - an invariant: it is made below
-    return state
-
-
-def _value(fill: Fill, pieces: Sequence[Tensor]) -> Tensor:
-    if fill == "mean":
-        return layer_mean(pieces).to(pieces[0].dtype)
-    return torch.full((1, 1), float(fill == "one"), dtype=pieces[0].dtype, device=pieces[0].device)
-
-
 @torch.no_grad()
 def change_weight(
-    change: Rule,
-    weight: Tensor,
-    layout: Layout,
-    *,
-    noise: Noise | None = None,
-    purposes: tuple[str, ...] = (),
-    operands: tuple[Tensor, ...] = (),
-    constants: tuple[Tensor, ...] = (),
-    kept: Kept = (),
-    mask: Tensor | None = None,
-    compiled: bool = False,
-) -> Tensor:
+    change: Change, weight: Tensor, layout: Layout, *, kept: Sequence[Kept] = (), compiled: bool = False
+) -> Changed:
     """Change a weight in place, and what is kept of its changed synapses.
 
+    What is drawn follows in an eager pass of its own: the compiler would trace some distributions for minutes.
+
     Args:
-        change: Gives the new weights and the mask of those that count as changed.
+        change: What happens to the weight.
         weight: The weight.
         layout: How it lies in memory.
-        noise: Its draw.
-        purposes: What further draws are derived for.
-        operands: Tensors that broadcast against the weight.
-        constants: Further tensors that the change reads as a whole; it sees each as a row.
-        kept: Tensors of the weight's shape with what becomes of their changed elements.
-        mask: Receives which synapses changed; lies in memory as the weight does. Integers of 32 bits are fastest: bool
-            is slow to store in compiled code.
+        kept: What is kept of every synapse.
         compiled: Compile it, once for all shapes.
 
     Returns:
-        How many synapses changed, int64, 0-dim.
+        How many synapses changed, and the sum of all weights.
     """
-    count = torch.zeros((), dtype=torch.int64, device=weight.device)
-    own = Data(
-        count,
-        None if noise is None else noise.keys(),
-        operands=(*map(layout.operand, operands), *(constant.view(1, -1) for constant in constants)),
-        derived=() if noise is None else tuple((name, *noise.derive(name).keys()) for name in purposes),
-    )
-    tensors = [weight, *(tensor for tensor, _fill in kept), *(() if mask is None else (mask,))]
-    matrices = [layout.matrix(tensor) for tensor in tensors]
-    data = [own, *(Data(matrix) for matrix in matrices[1 : 1 + len(kept)])]
-    function = _Event(change, tuple(fill for _tensor, fill in kept))
-    whole = Arguments(matrices[0], None if mask is None else matrices[-1], None, *layout.index, data)
-    execute(function, whole, compiled)
-    for tensor, matrix in zip(tensors, matrices, strict=True):
-        layout.write_back(tensor, matrix)
-    return count
+    drawn = [one for one in kept if one.noise is not None]
+    others = [one for one in kept if one.noise is None]
+    if not drawn:
+        return _run(change, weight, layout, others, compiled)
+    # 32 bits: a bool is slow to store in compiled code
+    mask = torch.zeros_like(weight, dtype=torch.int32, requires_grad=False)
+    changed = _run(change, weight, layout, [*others, Kept(mask, ONE)], compiled)
+    _run(Change(Rule(_marked), operands=(mask,)), weight, layout, drawn, compiled=False)
+    return changed
 
 
 @torch.no_grad()
-def fill_where(mask: Tensor, kept: Kept) -> None:
-    """Renew what is kept of the synapses in a mask."""
-    for tensor, fill in kept:
-        tensor.masked_fill_(
-            mask, _value(fill, [tensor.flatten(1) if tensor.ndim > 1 else tensor.view(1, -1)]).squeeze()
-        )
+def draw(kept: Kept, weight: Tensor, layout: Layout) -> None:
+    """Draw what is kept of every synapse."""
+    _run(Change(Rule(_marked), operands=(torch.ones((), device=weight.device),)), weight, layout, [kept], False)
+
+
+def _run(change: Change, weight: Tensor, layout: Layout, kept: Sequence[Kept], compiled: bool) -> Changed:
+    number = torch.zeros((), dtype=torch.int64, device=weight.device)
+    total = torch.zeros((), dtype=computing_dtype(weight), device=weight.device)
+    tensors = (weight, *(one.tensor for one in kept))
+    matrix, *stored = (layout.matrix(tensor) for tensor in tensors)
+    data = [_data(change, number, layout)]
+    data += [_data(one, state, layout) for one, state in zip(kept, stored, strict=True)]
+    forms = (Form(factor=change.rule), *(one.fill for one in kept))
+    execute(_Event(forms), Arguments(matrix, total, None, *layout.index, data), compiled)
+    for one, state in zip(kept, stored, strict=True):
+        if one.has_mean_one:
+            pieces = torch.split(state, max(CHUNK // state.shape[1], 1))
+            average = layer_mean(piece.to(torch.float64) for piece in pieces)
+            state.mul_(ratio(torch.ones_like(average), average, at_zero=1.0).to(state.dtype))
+    for tensor, changed in zip(tensors, (matrix, *stored), strict=True):
+        layout.write_back(tensor, changed)
+    return Changed(number, total)
+
+
+def _data(part: Change | Kept, state: Tensor, layout: Layout) -> Data:
+    noise = part.noise
+    return Data(
+        state,
+        None if noise is None else noise.keys(),
+        operands=(*map(layout.operand, part.operands), *(constant.view(1, -1) for constant in part.constants)),
+        derived=() if noise is None else tuple((name, *noise.derive(name).keys()) for name in part.purposes),
+    )

@@ -18,7 +18,19 @@ from torch import Tensor
 from bio_lightning.functional._layer import computing_dtype
 from bio_lightning.functional.noise import Draw
 
-__all__ = ["Arguments", "Block", "Data", "Form", "Kernel", "Mode", "Rule", "execute", "layer_mean", "run"]
+__all__ = [
+    "Arguments",
+    "Block",
+    "Data",
+    "Form",
+    "Kernel",
+    "Mode",
+    "Rule",
+    "execute",
+    "layer_mean",
+    "run",
+    "with_statistics",
+]
 
 #: Elements that an eager operation works on at a time: temporaries of this size stay in a processor's cache.
 CHUNK = 1 << 17
@@ -121,6 +133,20 @@ def layer_mean(pieces: Iterable[Tensor], layer_per_row: bool = False) -> Tensor:
     return (total / count).to(dtype)
 
 
+def with_statistics(
+    forms: tuple[Form, ...], chunks: tuple[Arguments, ...], mode: Mode, layer_per_row: bool = False
+) -> tuple[Arguments, ...]:
+    """The chunks of a layer, with those statistics of it that the forms read."""
+    if any(rule is not None and rule.reads_average for form in forms for rule in form):
+        average = layer_mean((chunk.measured(mode).abs() for chunk in chunks), layer_per_row)
+        chunks = tuple(chunk._replace(average=average) for chunk in chunks)
+    for place, form in enumerate(forms):
+        if form.statistic is not None:
+            mean = layer_mean((form.statistic(chunk.block(place, mode)) for chunk in chunks), layer_per_row)
+            chunks = tuple(chunk.with_mean(place, mean) for chunk in chunks)
+    return chunks
+
+
 class _Pass(NamedTuple):
     """One pass: statistics of the layer, then one elementwise sweep in place."""
 
@@ -130,15 +156,7 @@ class _Pass(NamedTuple):
 
     def __call__(self, *chunks: Arguments) -> None:
         """Over all chunks of one matrix."""
-        if any(rule is not None and rule.reads_average for form in self.forms for rule in form):
-            average = layer_mean((chunk.measured(self.mode).abs() for chunk in chunks), self.layer_per_row)
-            chunks = tuple(chunk._replace(average=average) for chunk in chunks)
-        for place, form in enumerate(self.forms):
-            if form.statistic is not None:
-                values = (form.statistic(chunk.block(place, self.mode)) for chunk in chunks)
-                mean = layer_mean(values, self.layer_per_row)
-                chunks = tuple(chunk.with_mean(place, mean) for chunk in chunks)
-        for chunk in chunks:
+        for chunk in with_statistics(self.forms, chunks, self.mode, self.layer_per_row):
             self._sweep(chunk)
 
     def _sweep(self, chunk: Arguments) -> None:

@@ -117,4 +117,4 @@ class Layout:
             rows = full[: self._leading]
         if any(size != 1 for size in columns):
             columns = full[self._leading :]
-        return moved.expand(*rows, *columns).flatten(0, self._leading - 1).flatten(1)
+        return moved.expand(*rows, *columns).reshape(math.prod(rows), math.prod(columns))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from bio_lightning.events import Fill, Kept
+from bio_lightning.events import MEAN, ZERO, Kept
 
 __all__ = ["ApplyTo", "Owner", "Owners", "apply_to_for", "moments_of", "split_moments", "splits_gradient"]
 
@@ -89,7 +89,7 @@ def _is_sgd(owner: Owner) -> bool:
     return type(owner.optimizer) is torch.optim.SGD
 
 
-def moments_of(optimizer: Optimizer, parameter: nn.Parameter, how: Moments) -> tuple[Kept, list[str]]:
+def moments_of(optimizer: Optimizer, parameter: nn.Parameter, how: Moments) -> tuple[list[Kept], list[str]]:
     """The optimizer's memory of every synapse, with what becomes of it where the synapse is new.
 
     Args:
@@ -101,7 +101,7 @@ def moments_of(optimizer: Optimizer, parameter: nn.Parameter, how: Moments) -> t
         The moments with their fills, and names of per-element states that are neither a known first nor a known second
         moment, and stay as they are.
     """
-    kept: list[tuple[Tensor, Fill]] = []
+    kept: list[Kept] = []
     unknown = []
     for name, state in optimizer.state.get(parameter, {}).items():
         if how == "keep" or not isinstance(state, Tensor) or state.ndim == 0 or state.shape != parameter.shape:
@@ -109,7 +109,7 @@ def moments_of(optimizer: Optimizer, parameter: nn.Parameter, how: Moments) -> t
         if name not in _FIRST_MOMENTS and name not in _SECOND_MOMENTS:
             unknown.append(name)
         else:
-            kept.append((state, "zero" if name in _FIRST_MOMENTS or how == "zero" else "mean"))
+            kept.append(Kept(state, ZERO if name in _FIRST_MOMENTS or how == "zero" else MEAN))
     return kept, unknown
 
 

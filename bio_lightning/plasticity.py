@@ -7,12 +7,12 @@ so that one may read or reset what another wrote (a rejuvenated synapse loses it
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from bio_lightning.events import change_weight
+from bio_lightning.events import Change, Changed, Kept, change_weight, draw
 from bio_lightning.functional._layer import computing_dtype, mean
 from bio_lightning.functional.noise import Noise
 from bio_lightning.kernels import Block, Data, Form, Mode, Rule, run
@@ -97,11 +97,15 @@ class Plasticity:
                 else:
                     self._run_side_by_side(mode, group, layout)
 
-    def change(self, synapses: Synapses, change: Rule, **more: Any) -> Tensor:
+    def change(self, synapses: Synapses, change: Change, kept: Sequence[Kept] = ()) -> Changed:
         """An event: a change of some synapses, see :func:`~bio_lightning.events.change_weight`."""
         weight = synapses.weight
-        large = weight.numel() > SMALL
-        return change_weight(change, weight, self._layout(synapses), compiled=self.compiled and large, **more)
+        compiled = self.compiled and weight.numel() > SMALL
+        return change_weight(change, weight, self._layout(synapses), kept=kept, compiled=compiled)
+
+    def draw(self, synapses: Synapses, kept: Kept) -> None:
+        """Draw what is kept of every synapse."""
+        draw(kept, synapses.weight, self._layout(synapses))
 
     def factor(self, parts: Sequence[Part], weight: Tensor) -> Tensor | None:
         """Product of what the mechanisms do to a weight's learning rate; None when none acts.

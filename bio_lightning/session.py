@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from bio_lightning.architecture import Architecture, trace_architecture
-from bio_lightning.events import Fill
+from bio_lightning.events import Kept
 from bio_lightning.firing_rates import FiringRates, firing_modules
 from bio_lightning.kernels import Mode
 from bio_lightning.optimizers import Owner, Owners, apply_to_for, splits_gradient
@@ -446,14 +446,9 @@ class Session:
         """Mechanisms on a weight, in the library's order."""
         return self._acting.get(synapses.name, [])
 
-    def kept(self, synapses: Synapses) -> list[tuple[Tensor, Fill]]:
+    def kept(self, synapses: Synapses, step: int) -> list[Kept]:
         """What the mechanisms keep of every synapse, with what becomes of it where the synapse is new."""
-        return [kept for mechanism in self.acting(synapses) for kept in mechanism.kept(self, synapses)]
-
-    def renewed(self, synapses: Synapses, mask: Tensor, step: int) -> None:
-        """Tell every mechanism that the synapses in ``mask`` are new, and what it keeps of them renewed."""
-        for mechanism in self.acting(synapses):
-            mechanism.renewed(self, synapses, mask, step)
+        return [kept for mechanism in self.acting(synapses) for kept in mechanism.kept(self, synapses, step)]
 
     def signs(self, synapses: Synapses, step: int) -> Tensor | None:
         """Signs that Dale's principle imposes on a weight at a step, shaped to broadcast, or None."""

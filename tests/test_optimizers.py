@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from bio_lightning.events import fill_where
+from bio_lightning.events import Change, change_weight
+from bio_lightning.kernels import Rule
+from bio_lightning.layout import Layout
 from bio_lightning.optimizers import Owners, apply_to_for, moments_of, splits_gradient
 from tests.models import OPTIMIZERS
 
@@ -59,9 +61,13 @@ MASK = torch.tensor([[True, False, False]] * 4)
 OF_FIRST_ORDER = {"exp_avg", "momentum_buffer", "grad_avg"}
 
 
+def _changed(block):
+    return block.weight, block.operands[0]
+
+
 def reset_moments(optimizer, weight, mask, how):
     kept, unknown = moments_of(optimizer, weight, how)
-    fill_where(mask, kept)
+    change_weight(Change(Rule(_changed), operands=(mask,)), weight, Layout(weight), kept=kept)
     return unknown
 
 

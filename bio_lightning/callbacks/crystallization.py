@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bio_lightning import functional
 from bio_lightning.callbacks.mechanism import Observables, PlasticityMechanism
-from bio_lightning.events import Kept
+from bio_lightning.events import ONE, Kept
 from bio_lightning.kernels import Block, Form, Rule
 from bio_lightning.parameters import number
 from bio_lightning.plasticity import Part
@@ -102,9 +102,9 @@ class Crystallization(PlasticityMechanism):
             factor=Rule(_remaining), observe=by_gradient if self.criterion == "gradient" else Rule(_by_use, change)
         )
 
-    def kept(self, session: Session, synapses: Synapses) -> Kept:
+    def kept(self, session: Session, synapses: Synapses, step: int) -> tuple[Kept, ...]:
         """A new synapse is fully plastic."""
-        return ((session.store[synapses.name]["crystal"], "one"),)
+        return (Kept(session.store[synapses.name]["crystal"], ONE),)
 
     def observables(self, session: Session, synapses: Synapses) -> Observables:
         """Also how many synapses are rigid."""

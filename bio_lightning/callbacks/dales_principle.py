@@ -12,6 +12,7 @@ from torch import Tensor
 from bio_lightning import functional
 from bio_lightning.callbacks.mechanism import Observables, ScheduledMechanism, require
 from bio_lightning.errors import BioConfigError
+from bio_lightning.events import Change
 from bio_lightning.kernels import Block, Rule
 from bio_lightning.optimizers import Owner
 from bio_lightning.parameters import number
@@ -155,7 +156,8 @@ class DalesPrinciple(ScheduledMechanism):
 
     def _project(self, session: Session, synapses: Synapses) -> Tensor:
         """How many weights had the wrong sign."""
-        return session.plasticity.change(synapses, _PROJECTION, operands=(self.imposed_signs(session, synapses),))
+        projection = Change(_PROJECTION, operands=(self.imposed_signs(session, synapses),))
+        return session.plasticity.change(synapses, projection).number
 
     # ---- whose sign -------------------------------------------------------------------------------------------------
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from bio_lightning import functional
 from bio_lightning.callbacks.mechanism import PlasticityMechanism
+from bio_lightning.events import Kept
 from bio_lightning.functional import distributions
+from bio_lightning.functional._layer import mean
 from bio_lightning.functional.distributions import Distribution
+from bio_lightning.functional.quantiles import gamma_table
 from bio_lightning.kernels import Block, Form, Rule
 from bio_lightning.parameters import number
 from bio_lightning.plasticity import Part
@@ -78,15 +81,15 @@ class FuzzyLearningRates(PlasticityMechanism):
         """
         tensors = session.store.setdefault(synapses.name, {})
         if "base" not in tensors:
-            base = torch.empty_like(synapses.weight, dtype=session.settings.stored_as, requires_grad=False)
-            tensors["base"] = base.copy_(self._draw(session, synapses, step=0))
+            dtype = session.settings.stored_as
+            tensors["base"] = torch.empty_like(synapses.weight, dtype=dtype, requires_grad=False)
+            self._draw(session, synapses, step=0)
 
     def prepare(self, session: Session, synapses: Synapses, step: int) -> None:
         """Refresh the base factors that depend on weights or activity."""
         age = step - self.start_step
         if self.distribution in _REFRESHED and age > 0 and age % self.update_every == 0:
-            base = session.store[synapses.name]["base"]
-            base.copy_(self._draw(session, synapses, step))
+            self._draw(session, synapses, step)
 
     def part(self, session: Session, synapses: Synapses, step: int) -> Part:
         """The base factor; for ``temporal`` what is left of it at this age."""
@@ -102,12 +105,10 @@ class FuzzyLearningRates(PlasticityMechanism):
             operands=(torch.full((), left, device=base.device),),
         )
 
-    def renewed(self, session: Session, synapses: Synapses, mask: Tensor, step: int) -> None:
+    def kept(self, session: Session, synapses: Synapses, step: int) -> tuple[Kept, ...]:
         """New synapses draw anew; the layer's mean stays 1."""
-        base = session.store[synapses.name]["base"]
-        mixed = torch.where(mask, self._draw(session, synapses, step), base.to(torch.float32))
         self._drawn_later.add(synapses.name)
-        base.copy_(mixed if self.distribution == "temporal" else functional.normalize_multipliers(mixed))
+        return (self._drawn(session, synapses, step),)
 
     def adopt(self, session: Session) -> None:
         """A base drawn with other settings is drawn anew."""
@@ -123,28 +124,63 @@ class FuzzyLearningRates(PlasticityMechanism):
         later = name in self._drawn_later or self.distribution in _REFRESHED
         return super().saved_keys(name) if later else ()
 
-    def _draw(self, session: Session, synapses: Synapses, step: int) -> Tensor:
-        noise = self.noise(synapses.name, step)
-        weight = synapses.weight.detach()
+    def _draw(self, session: Session, synapses: Synapses, step: int) -> None:
+        """Base factors for all synapses."""
+        session.plasticity.draw(synapses, self._drawn(session, synapses, step))
+
+    def _drawn(self, session: Session, synapses: Synapses, step: int) -> Kept:
+        """How base factors are drawn."""
+        base, noise = session.store[synapses.name]["base"], self.noise(synapses.name, step)
         if self.distribution == "temporal":
-            return distributions.uniform(weight, noise, self.nu)
-        rate = session.store.get(synapses.name, {}).get("rate")
-        return functional.fuzzy_learning_rates(
-            weight,
-            noise,
-            distribution=self.distribution,
-            nu=self.nu,
-            min=self.min,
-            max=self.max,
-            depth=self._depth(session, synapses),
-            rate=None if rate is None else synapses.along_postsynaptic(rate),
-        ).to(torch.float32)
+            return Kept(base, Form(factor=Rule(_at_birth, (("nu", self.nu),))), noise)
+        operands: dict[str, Tensor] = {}
+        table: tuple[Tensor, ...] = ()
+        if self.distribution == "layer_adaptive":
+            operands["depth"] = torch.full((), self._depth(session, synapses), device=base.device)
+        elif self.distribution == "activity" and "rate" in session.store[synapses.name]:
+            rate = session.store[synapses.name]["rate"]
+            operands |= {"rate": synapses.along_postsynaptic(rate), "average_rate": mean(rate)}
+        elif self.distribution == "gamma" and self.nu > 0:
+            table = (gamma_table(self.nu).to(base.device),)
+        settings = (
+            ("given", (*operands, "table") if table else tuple(operands)),
+            *((key, getattr(self, key)) for key in ("distribution", "nu", "min", "max")),
+        )
+        by_weight = self.distribution == "weight_adaptive"
+        fill = Form(factor=Rule(_normalized, settings, by_weight), statistic=Rule(_summed, settings, by_weight))
+        return Kept(base, fill, noise, operands=tuple(operands.values()), constants=table, has_mean_one=True)
 
     def _depth(self, session: Session, synapses: Synapses) -> float:
         """Position among the targets in forward order, 0 to 1."""
         mine = {target.module_name for target in self.targets.values()}
         order = [layer for layer in session.architecture.order if layer in mine]
         return order.index(synapses.module_name) / max(len(order) - 1, 1)
+
+
+def _clamped(block: Block, *, given: tuple[str, ...], **settings: Any) -> Tensor:
+    assert block.draw is not None  # noqa: S101 - the event gives it
+    operands: dict[str, Any] = dict(zip(given, block.operands, strict=True))
+    if "table" in operands:
+        operands["table"] = operands["table"].view(-1)
+    return functional.fuzzy_learning_rates(
+        block.weight, block.draw, normalize=False, average=block.average, **operands, **settings
+    )
+
+
+def _normalized(block: Block, **settings: Any) -> Tensor:
+    factor = _clamped(block, **settings)
+    assert block.mean is not None  # noqa: S101 - the event gives it
+    return functional.normalize_multipliers(factor, block.mean.to(factor.dtype))
+
+
+def _summed(block: Block, **settings: Any) -> Tensor:
+    """In float64, so that the mean does not depend on how the weight lies in memory."""
+    return _clamped(block, **settings).to(torch.float64)
+
+
+def _at_birth(block: Block, *, nu: float) -> Tensor:
+    assert block.draw is not None  # noqa: S101 - the event gives it
+    return distributions.uniform(block.weight, block.draw, nu)
 
 
 def _stored(block: Block) -> Tensor:

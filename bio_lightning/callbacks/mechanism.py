@@ -119,16 +119,9 @@ class Mechanism(BioCallback):
     def finish(self, session: Session, synapses: Synapses, owner: Owner, completed: range) -> None:
         """Change a weight at the end of a batch in which its optimizer completed these steps (counted from 1)."""
 
-    def kept(self, session: Session, synapses: Synapses) -> Kept:
-        """What it keeps of every synapse, with what becomes of that where the synapse is new."""
+    def kept(self, session: Session, synapses: Synapses, step: int) -> tuple[Kept, ...]:
+        """What it keeps of every synapse, with what becomes of that where the synapse is new at a step."""
         return ()
-
-    def renewed(self, session: Session, synapses: Synapses, mask: Tensor, step: int) -> None:
-        """Change what a fill cannot say, where the synapses in ``mask`` are new."""
-
-    def reads_renewed(self) -> bool:
-        """Whether :meth:`renewed` does anything."""
-        return type(self).renewed is not Mechanism.renewed
 
     def imposed_signs(self, session: Session, synapses: Synapses) -> Tensor | None:
         """Signs that the mechanism imposes on a weight, broadcastable, or None."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -11,10 +11,13 @@ from torch import Tensor
 from bio_lightning import functional
 from bio_lightning.callbacks.mechanism import Observables, ScheduledMechanism
 from bio_lightning.errors import BioConfigError, nearest_name
-from bio_lightning.events import Kept, fill_where
+from bio_lightning.events import Change, Kept, change_weight, silence
 from bio_lightning.functional._layer import mean, std
-from bio_lightning.functional.quantiles import quantile_table
+from bio_lightning.functional.noise import Draw
+from bio_lightning.functional.quantiles import quantile_table, segments
+from bio_lightning.functional.weight_rejuvenation import Source
 from bio_lightning.kernels import Block, Rule
+from bio_lightning.layout import Layout
 from bio_lightning.optimizers import Moments, Owner, moments_of
 from bio_lightning.parameters import number
 from bio_lightning.session import Session
@@ -60,7 +63,7 @@ class WeightRejuvenation(ScheduledMechanism):
     dre: float = number(8.0, gt=0, infinite=True)
     reference: Literal["initial", "current"] = "initial"
     shrinkage: float = number(0.0, ge=0, lt=1)
-    source: Literal["init", "lognormal", "zero"] = "init"
+    source: Source = "init"
     dormant_fraction: float = number(0.025, ge=0, le=1)
     readers: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     moments: Moments = "layer_mean"
@@ -77,7 +80,7 @@ class WeightRejuvenation(ScheduledMechanism):
     def choose_targets(self, session: Session) -> None:
         """Choose the targets; an output layer has no nonlinearity, so its units are never dormant."""
         super().choose_targets(session)
-        self._nan: dict[str, Tensor] = {}
+        self._totals: dict[str, Tensor] = {}  # sums of the weights at the latest event
         self._readers: dict[str, list[tuple[Synapses, int]] | None] = {}
         if self.select == "activity":
             for name, synapses in list(self.targets.items()):
@@ -105,7 +108,6 @@ class WeightRejuvenation(ScheduledMechanism):
         """An event, where one is due."""
         if not self.due_after(completed):
             return
-        self._raise_on_nan(synapses.name, synapses.weight)
         if self.select == "activity":
             self._renew_dormant(session, synapses, owner, completed[-1])
         else:
@@ -122,6 +124,7 @@ class WeightRejuvenation(ScheduledMechanism):
         tensors, weight = session.store[synapses.name], synapses.weight
         scale = tensors["initial_std"] if self.reference == "initial" else std(_without_padding(synapses))
         if _is_at_hand(scale) and not bool(scale > 0):
+            self._raise_on_nan(synapses.name, weight)
             session.tell(f"{synapses.name} is not rejuvenated: the standard deviation of its weights is 0")
             return
         operands = {"scale": scale}
@@ -133,43 +136,43 @@ class WeightRejuvenation(ScheduledMechanism):
             operands["is_synapse"] = rows != synapses.padding_row
         if self.source == "lognormal":
             operands["centre"], operands["spread"] = functional.lognormal_fit(weight)
-        reads_mask = any(mechanism.reads_renewed() for mechanism in session.acting(synapses))
-        mask = torch.empty_like(weight, dtype=torch.int32, requires_grad=False) if reads_mask else None
         settings = {"dre": self.dre, "shrinkage": self.shrinkage, "source": self.source}
-        replaced = session.plasticity.change(
-            synapses,
+        turnover = Change(
             Rule(_turnover, (("given", (*operands, "table")), *settings.items())),
             noise=self.noise(synapses.name, step),
             purposes=("replace", "value", "sign"),
             operands=tuple(operands.values()),
-            constants=(tensors["quantiles"],),
-            kept=[*session.kept(synapses), *self._moments_of(session, synapses.name, owner, weight)],
-            mask=mask,
+            constants=(segments(tensors["quantiles"]),),
         )
-        if mask is not None:
-            session.renewed(synapses, mask.to(torch.bool), step)
-        self._count(session, synapses, replaced)
+        self._change(session, synapses, owner, turnover, step)
 
-    def _raise_on_nan(self, name: str, weight: Tensor) -> None:
+    def _change(self, session: Session, synapses: Synapses, owner: Owner, change: Change, step: int) -> None:
+        """Change a target; its new synapses start young: optimizer moments, multipliers."""
+        changed = session.plasticity.change(synapses, change, self._kept(session, synapses, owner, step))
+        self._look_for_nan(synapses.name, synapses.weight, changed.total)
+        tensors = session.store[synapses.name]
+        tensors["replaced"] = changed.number
+        tensors["replaced_total"] = tensors["replaced_total"] + changed.number
+
+    def _kept(self, session: Session, synapses: Synapses, owner: Owner, step: int) -> list[Kept]:
+        moments = self._moments_of(session, synapses.name, owner, synapses.weight)
+        return [*session.kept(synapses, step), *moments]
+
+    def _look_for_nan(self, name: str, weight: Tensor, total: Tensor) -> None:
         """At once on a CPU; elsewhere at the next event, as looking at a value would wait for the device."""
-        if _is_at_hand(weight):
-            # a sum is faster, but that of two infinities is no number, either
-            found = bool(weight.sum().isnan()) and bool(weight.isnan().any())
-        else:
-            found = name in self._nan and bool(self._nan[name].tolist())  # a copy on the host, made long ago
-            self._nan[name] = weight.isnan().any().to("cpu", non_blocking=True)
-        if found:
+        seen = total if _is_at_hand(total) else self._totals.get(name)
+        self._totals[name] = total.to("cpu", non_blocking=True)
+        if seen is not None and bool(seen.isnan().tolist()):  # NaN among the weights, or infinities of both signs
+            self._raise_on_nan(name, weight)
+
+    @staticmethod
+    def _raise_on_nan(name: str, weight: Tensor) -> None:
+        if bool(weight.isnan().any()):
             raise RuntimeError(
                 f"{name} contains NaN, which WeightRejuvenation would hide; find its source, with detect_anomaly=True"
             )
 
-    @staticmethod
-    def _count(session: Session, synapses: Synapses, replaced: Tensor) -> None:
-        tensors = session.store[synapses.name]
-        tensors["replaced"] = replaced
-        tensors["replaced_total"] = tensors["replaced_total"] + replaced
-
-    def _moments_of(self, session: Session, name: str, owner: Owner, parameter: torch.nn.Parameter) -> Kept:
+    def _moments_of(self, session: Session, name: str, owner: Owner, parameter: torch.nn.Parameter) -> list[Kept]:
         kept, unknown = moments_of(owner.optimizer, parameter, self.moments)
         if unknown:
             names = ", ".join(unknown)
@@ -185,22 +188,25 @@ class WeightRejuvenation(ScheduledMechanism):
         if rate is None:
             return
         dormant = rate < self.dormant_fraction * mean(rate)
-        weight = synapses.weight
-        mask = synapses.along_postsynaptic(dormant).expand_as(weight)
-        fresh = functional.fresh_synapses(
-            weight,
-            self.noise(synapses.name, step),
-            source=self.source,
-            table=tensors["quantiles"],
-            signs=session.signs(synapses, step - 1),
+        operands = {"dormant": synapses.along_postsynaptic(dormant)}
+        signs = session.signs(synapses, step - 1)
+        if signs is not None:
+            operands["signs"] = signs
+        if self.source == "lognormal":
+            operands["centre"], operands["spread"] = functional.lognormal_fit(synapses.weight)
+        settings = {"shrinkage": self.shrinkage, "source": self.source}
+        renewal = Change(
+            Rule(_renewal, (("given", (*operands, "table")), *settings.items())),
+            noise=self.noise(synapses.name, step),
+            purposes=("value", "sign"),
+            operands=tuple(operands.values()),
+            constants=(segments(tensors["quantiles"]),),
         )
-        weight.copy_(torch.where(mask, fresh, weight * (1.0 - self.shrinkage)))
-        self._renew(session, synapses, owner, mask, step)
-        self._count(session, synapses, mask.sum())
+        self._change(session, synapses, owner, renewal, step)
         bias = synapses.module._parameters.get("bias")
         if bias is not None and (bias_owner := session.owner(bias)) is not None:
-            bias.masked_fill_(dormant, 0.0)
-            fill_where(dormant, self._moments_of(session, f"{synapses.module_name}.bias", bias_owner, bias))
+            moments = self._moments_of(session, f"{synapses.module_name}.bias", bias_owner, bias)
+            change_weight(silence(dormant), bias, Layout(bias), kept=moments)
         for reader, block in self._readers[synapses.name] or ():
             self._silence(session, reader, dormant.repeat_interleave(block), step)
         tensors["rate"] = torch.where(dormant, mean(rate), rate)  # a new neuron gets time to find its rate
@@ -209,14 +215,8 @@ class WeightRejuvenation(ScheduledMechanism):
         """Zero the weights by which a layer reads renewed neurons."""
         owner = session.owner(reader.weight)
         if owner is not None and reader.weight.requires_grad:
-            mask = reader.along_presynaptic(dormant).expand_as(reader.weight)
-            reader.weight.masked_fill_(mask, 0.0)
-            self._renew(session, reader, owner, mask, step)
-
-    def _renew(self, session: Session, synapses: Synapses, owner: Owner, mask: Tensor, step: int) -> None:
-        """The synapses in a mask start young: optimizer moments, multipliers."""
-        fill_where(mask, [*session.kept(synapses), *self._moments_of(session, synapses.name, owner, synapses.weight)])
-        session.renewed(synapses, mask, step)
+            change = silence(reader.along_presynaptic(dormant))
+            session.plasticity.change(reader, change, self._kept(session, reader, owner, step))
 
     def _find_readers(self, session: Session) -> None:
         """Who reads each target's neurons: as given, else as traced, else nobody."""
@@ -267,22 +267,38 @@ def _is_at_hand(tensor: Tensor) -> bool:
 
 
 def _turnover(
-    block: Block, *, given: tuple[str, ...], source: Literal["init", "lognormal", "zero"], **settings: float
+    block: Block, *, given: tuple[str, ...], source: Source, dre: float, shrinkage: float
 ) -> tuple[Tensor, Tensor]:
-    assert block.draw is not None  # noqa: S101 - the event gives it
     operands = dict(zip(given, block.operands, strict=True))
     new, replaced = functional.rejuvenate_weights(
         block.weight,
-        block.draw,
+        _draw(block),
         scale=operands["scale"],
+        dre=dre,
+        shrinkage=shrinkage,
         source=source,
-        table=operands["table"].view(-1),
-        signs=operands.get("signs"),
-        fit=(operands["centre"], operands["spread"]) if source == "lognormal" else None,
-        **settings,
+        **_fresh(operands, source),
     )
     # a spread of 0 tells no weak synapse from a strong one
     changes = operands["scale"] > 0
     if "is_synapse" in operands:
         changes = changes & operands["is_synapse"]
     return torch.where(changes, new, block.weight), replaced & changes
+
+
+def _renewal(block: Block, *, given: tuple[str, ...], source: Source, shrinkage: float) -> tuple[Tensor, Tensor]:
+    operands = dict(zip(given, block.operands, strict=True))
+    fresh = functional.fresh_synapses(block.weight, _draw(block), source=source, **_fresh(operands, source))
+    dormant = operands["dormant"]
+    return torch.where(dormant, fresh, block.weight * (1.0 - shrinkage)), dormant.expand_as(block.weight)
+
+
+def _draw(block: Block) -> Draw:
+    assert block.draw is not None  # noqa: S101 - the event gives it
+    return block.draw
+
+
+def _fresh(operands: dict[str, Tensor], source: Source) -> dict[str, Any]:
+    """What new synapses are made from."""
+    fit = (operands["centre"], operands["spread"]) if source == "lognormal" else None
+    return {"table": operands["table"].view(-1), "signs": operands.get("signs"), "fit": fit}

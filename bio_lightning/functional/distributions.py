@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from bio_lightning.functional._layer import mean, mean_abs, ratio
-from bio_lightning.functional.noise import Noise
+from bio_lightning.functional.noise import Draw, Noise
 from bio_lightning.functional.quantiles import gamma_quantiles
 
 __all__ = [
@@ -59,7 +59,7 @@ def baseline(like: Tensor) -> Tensor:
     return torch.ones(like.shape, dtype=torch.float32, device=like.device)
 
 
-def uniform(like: Tensor, noise: Noise, nu: float | Tensor) -> Tensor:
+def uniform(like: Tensor, noise: Noise | Draw, nu: float | Tensor) -> Tensor:
     """Uniform on ``[1 - nu, 1 + nu]``; ``nu`` is the half-width, a number or a tensor that broadcasts.
 
     Example:
@@ -69,7 +69,7 @@ def uniform(like: Tensor, noise: Noise, nu: float | Tensor) -> Tensor:
     return 1.0 + nu * (2.0 * noise.uniform(like) - 1.0)
 
 
-def normal(like: Tensor, noise: Noise, nu: float) -> Tensor:
+def normal(like: Tensor, noise: Noise | Draw, nu: float) -> Tensor:
     """Normal with mean 1 and standard deviation ``nu``.
 
     Example:
@@ -79,7 +79,7 @@ def normal(like: Tensor, noise: Noise, nu: float) -> Tensor:
     return 1.0 + nu * noise.normal(like)
 
 
-def lognormal(like: Tensor, noise: Noise, nu: float) -> Tensor:
+def lognormal(like: Tensor, noise: Noise | Draw, nu: float) -> Tensor:
     """``exp(N(-nu**2 / 2, nu**2))``: mean 1; standard deviation near ``nu`` for small ``nu``.
 
     Example:
@@ -89,17 +89,19 @@ def lognormal(like: Tensor, noise: Noise, nu: float) -> Tensor:
     return torch.exp(nu * noise.normal(like) - nu**2 / 2)
 
 
-def gamma(like: Tensor, noise: Noise, nu: float) -> Tensor:
+def gamma(like: Tensor, noise: Noise | Draw, nu: float, table: Tensor | None = None) -> Tensor:
     """Gamma with mean 1 and standard deviation ``nu``; all ones for ``nu`` = 0.
+
+    ``table`` is what :func:`~bio_lightning.functional.quantiles.gamma_quantiles` reads.
 
     Example:
         >>> round(gamma(torch.zeros(100_000), Noise(), 0.2).std().item(), 2)
         0.2
     """
-    return baseline(like) if nu == 0 else gamma_quantiles(noise.normal(like), nu)
+    return baseline(like) if nu == 0 else gamma_quantiles(noise.normal(like), nu, table)
 
 
-def beta(like: Tensor, noise: Noise, nu: float) -> Tensor:
+def beta(like: Tensor, noise: Noise | Draw, nu: float) -> Tensor:
     """``1 + nu * sqrt(5) * (2 B - 1)`` with B ~ Beta(2, 2): bounded, mean 1, standard deviation ``nu``.
 
     The quantile function of Beta(2, 2) has a closed form, so no table is needed.
@@ -112,7 +114,7 @@ def beta(like: Tensor, noise: Noise, nu: float) -> Tensor:
     return 1.0 + nu * math.sqrt(5.0) * centred
 
 
-def layer_adaptive(like: Tensor, noise: Noise, nu: float, depth: float) -> Tensor:
+def layer_adaptive(like: Tensor, noise: Noise | Draw, nu: float, depth: float | Tensor) -> Tensor:
     """Uniform with a half-width that falls linearly from ``nu`` (``depth`` 0, first layer) to ``nu / 2`` (1, last).
 
     Example:
@@ -123,15 +125,17 @@ def layer_adaptive(like: Tensor, noise: Noise, nu: float, depth: float) -> Tenso
     return uniform(like, noise, nu * (1.0 - 0.5 * depth))
 
 
-def weight_adaptive(weight: Tensor, noise: Noise, nu: float) -> Tensor:
+def weight_adaptive(weight: Tensor, noise: Noise | Draw, nu: float, average: Tensor | None = None) -> Tensor:
     """Uniform with half-width ``nu * clamp(2 - abs(w) / mean abs(w), 0.5, 1.5)``: small weights vary most.
+
+    ``average`` is the layer's mean abs(w), broadcastable, where ``weight`` is only a piece of it.
 
     Example:
         >>> factor = weight_adaptive(torch.tensor([0.0, 1.0, 5.0]), Noise(), 0.4)
         >>> bool((factor[2] - 1).abs() <= 0.2)
         True
     """
-    relative = ratio(weight.abs(), mean_abs(weight), at_zero=1.0)
+    relative = ratio(weight.abs(), mean_abs(weight) if average is None else average, at_zero=1.0)
     return uniform(weight, noise, nu * (2.0 - relative).clamp(0.5, 1.5))
 
 
@@ -167,7 +171,7 @@ def developed(birth: Tensor, remaining: Tensor | float) -> Tensor:
     return 1.0 + (birth - 1.0) * remaining
 
 
-def activity(like: Tensor, noise: Noise, nu: float, rate: Tensor) -> Tensor:
+def activity(like: Tensor, noise: Noise | Draw, nu: float, rate: Tensor, average: Tensor | None = None) -> Tensor:
     """Uniform, the half-width shared by a neuron's incoming weights: ``nu * (2 - clamp(a / mean a, 0.5, 1.5))``.
 
     Args:
@@ -176,6 +180,7 @@ def activity(like: Tensor, noise: Noise, nu: float, rate: Tensor) -> Tensor:
         nu: Half-width of a neuron with the layer's mean rate.
         rate: Firing rate of each weight's postsynaptic neuron, broadcastable to ``like``; every neuron weighs the same
             in the mean.
+        average: The layer's mean rate, broadcastable, where ``rate`` is only a piece of it.
 
     Example:
         >>> rate = torch.tensor([[0.0], [0.2], [1.0]])
@@ -183,5 +188,5 @@ def activity(like: Tensor, noise: Noise, nu: float, rate: Tensor) -> Tensor:
         >>> [round(d, 1) for d in deviation.tolist()]
         [0.6, 0.6, 0.2]
     """
-    relative = ratio(rate, mean(rate), at_zero=1.0)
+    relative = ratio(rate, mean(rate) if average is None else average, at_zero=1.0)
     return uniform(like, noise, nu * (2.0 - relative.clamp(0.5, 1.5)))

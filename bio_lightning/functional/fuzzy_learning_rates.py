@@ -8,7 +8,7 @@ from torch import Tensor
 from bio_lightning.functional import distributions
 from bio_lightning.functional._layer import mean, ratio
 from bio_lightning.functional.distributions import Distribution
-from bio_lightning.functional.noise import Noise
+from bio_lightning.functional.noise import Draw, Noise
 
 __all__ = ["fuzzy_learning_rates", "normalize_multipliers"]
 
@@ -16,16 +16,20 @@ __all__ = ["fuzzy_learning_rates", "normalize_multipliers"]
 @torch.no_grad()
 def fuzzy_learning_rates(
     weight: Tensor,
-    noise: Noise,
+    noise: Noise | Draw,
     *,
     distribution: Distribution = "lognormal",
     nu: float = 0.16,
     min: float = 0.5,
     max: float = 2.0,
-    depth: float = 0.0,
+    depth: float | Tensor = 0.0,
     rate: Tensor | None = None,
     decay: float = 0.97,
     age: float = 0.0,
+    normalize: bool = True,
+    average: Tensor | None = None,
+    average_rate: Tensor | None = None,
+    table: Tensor | None = None,
 ) -> Tensor:
     r"""Draw one learning-rate factor per weight, with mean exactly 1 over the layer.
 
@@ -46,6 +50,11 @@ def fuzzy_learning_rates(
             every neuron counts as average.
         decay: Factor per unit of age, in (0, 1]; ``temporal`` only.
         age: Developmental age, >= 0; ``temporal`` only.
+        normalize: Divide by the mean; what comes out without that, :func:`normalize_multipliers` can divide later.
+        average: Mean absolute weight of the layer, where ``weight`` is only a piece of it; ``weight_adaptive`` only.
+        average_rate: The layer's mean rate, where ``rate`` is only a piece of it.
+        table: The quantiles that ``gamma`` reads, where they are at hand, from
+            :func:`~bio_lightning.functional.quantiles.gamma_table`.
 
     Returns:
         float32 (float64 for a float64 ``weight`` where its values matter), the shape of ``weight``.
@@ -65,22 +74,24 @@ def fuzzy_learning_rates(
     elif distribution == "layer_adaptive":
         factor = distributions.layer_adaptive(weight, noise, nu, depth)
     elif distribution == "weight_adaptive":
-        factor = distributions.weight_adaptive(weight, noise, nu)
+        factor = distributions.weight_adaptive(weight, noise, nu, average)
     elif distribution == "temporal":
         factor = distributions.temporal(distributions.uniform(weight, noise, nu), decay, age)
     elif distribution == "activity":
-        shape = (1,) * weight.ndim
-        factor = distributions.activity(weight, noise, nu, weight.new_ones(shape) if rate is None else rate)
+        every = weight.new_ones((1,) * weight.ndim) if rate is None else rate
+        factor = distributions.activity(weight, noise, nu, every, average_rate)
+    elif distribution == "gamma":
+        factor = distributions.gamma(weight, noise, nu, table)
     else:
         draw = {
             "uniform": distributions.uniform,
             "normal": distributions.normal,
             "lognormal": distributions.lognormal,
-            "gamma": distributions.gamma,
             "beta": distributions.beta,
         }[distribution]
         factor = draw(weight, noise, nu)
-    return normalize_multipliers(factor.clamp(min, max))
+    clamped = factor.clamp(min, max)
+    return normalize_multipliers(clamped) if normalize else clamped
 
 
 def normalize_multipliers(multiplier: Tensor, average: Tensor | None = None) -> Tensor:

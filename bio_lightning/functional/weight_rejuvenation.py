@@ -12,7 +12,10 @@ from bio_lightning.functional._layer import computing_dtype
 from bio_lightning.functional.noise import Draw, Noise
 from bio_lightning.functional.quantiles import from_quantiles
 
-__all__ = ["fresh_synapses", "lognormal_fit", "rejuvenate_weights", "turnover_mask"]
+__all__ = ["Source", "fresh_synapses", "lognormal_fit", "rejuvenate_weights", "turnover_mask"]
+
+#: Where new synapses come from.
+Source = Literal["init", "lognormal", "zero"]
 
 
 @torch.no_grad()
@@ -43,7 +46,7 @@ def fresh_synapses(
     weight: Tensor,
     noise: Noise | Draw,
     *,
-    source: Literal["init", "lognormal", "zero"] = "init",
+    source: Source = "init",
     table: Tensor | None = None,
     signs: Tensor | None = None,
     fit: tuple[Tensor, Tensor] | None = None,
@@ -56,7 +59,7 @@ def fresh_synapses(
         source: ``init``: the distribution tabulated in ``table``; ``lognormal``: magnitudes from the log-normal fit of
             the layer's nonzero weights, with random sign; ``zero``: a silent synapse.
         table: Quantiles of the layer's initial weights, from
-            :func:`~bio_lightning.functional.quantiles.quantile_table`; required by ``init``.
+            :func:`~bio_lightning.functional.quantiles.quantile_table`, or its ``segments``; required by ``init``.
         signs: +1/-1, broadcastable to ``weight``: signs imposed by Dale's principle.
         fit: The layer's :func:`lognormal_fit`, where ``weight`` is only a piece of it.
 
@@ -115,7 +118,7 @@ def rejuvenate_weights(
     scale: Tensor | float,
     dre: float = 8.0,
     shrinkage: float = 0.0,
-    source: Literal["init", "lognormal", "zero"] = "init",
+    source: Source = "init",
     table: Tensor | None = None,
     signs: Tensor | None = None,
     fit: tuple[Tensor, Tensor] | None = None,

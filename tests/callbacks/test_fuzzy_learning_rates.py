@@ -10,6 +10,8 @@ from torch import nn
 
 from bio_lightning import FuzzyLearningRates, NoEffectWarning, WeightRejuvenation, WeightSplitting, multipliers
 from bio_lightning.functional.distributions import DISTRIBUTIONS
+from tests import reference
+from tests.checks import assert_matches, floats
 from tests.models import MLP, OPTIMIZERS, ZooModel, fit, make_model, weights_of
 
 WEIGHTS = ("net.0.weight", "net.2.weight", "net.4.weight")
@@ -72,6 +74,52 @@ def test_mean_multiplier_is_one_in_every_layer_after_refresh_and_turnover(distri
     for m in found.values():
         assert abs(m.mean(dtype=torch.float64) - 1) < 1e-6
         assert (m.std() > 0.02) == (distribution != "baseline")
+
+
+class Motionless(MLP):
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.0)
+
+
+@pytest.mark.parametrize("kernel", ["eager", "compiled"])
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
+def test_a_new_synapse_draws_what_the_formula_says(monkeypatch, distribution, kernel):
+    monkeypatch.setattr("bio_lightning.kernels.CHUNK", 64)  # four rows of sixteen: several chunks
+    monkeypatch.setattr("bio_lightning.plasticity.SMALL", 0)
+    rule = {"distribution": distribution, "nu": 0.7, "min": 0.6, "max": 1.5, "kernel": kernel}
+    before, model = make_model(Motionless), make_model(Motionless)
+    fit(before, [FuzzyLearningRates(**rule)], steps=3)
+    fuzzy = FuzzyLearningRates(**rule)
+    fit(model, [fuzzy, WeightRejuvenation(every_n_steps=3, dre=2.0, kernel=kernel)], steps=3)
+    name = "net.2.weight"
+    old, weight = weights_of(before)[name], weights_of(model)[name]
+    new = floats(old != weight)
+    assert 30 < sum(new) < len(new) - 30
+    noise, rate = fuzzy.noise(name, 3), fuzzy.session.store[name].get("rate")
+    settings = {
+        "nu": 0.7,
+        "depth": 0.5,
+        "rates_per_weight": None if rate is None else floats(rate.unsqueeze(1).expand(12, 16)),
+    }
+    uniforms, normals = floats(noise.uniform(weight)), floats(noise.normal(weight))
+    drawn = reference.draw(distribution, uniforms, normals, weights=floats(weight), **settings)
+    kept = floats(multipliers(before)[name])
+    if distribution == "temporal":
+        births = [d if is_new else b for is_new, d, b in zip(new, drawn, _births(fuzzy, name), strict=True)]
+        developed = [reference.temporal(birth, 0.97, age=3 / 100) for birth in births]
+        expected = reference.clamp_and_normalize(developed, 0.6, 1.5)
+    else:
+        fresh = reference.clamp_and_normalize(drawn, 0.6, 1.5)
+        mixed = [f if is_new else k for is_new, f, k in zip(new, fresh, kept, strict=True)]
+        expected = [m / reference.mean(mixed) for m in mixed]
+    assert_matches(multipliers(model)[name], expected, tolerance=1e-4 if distribution == "gamma" else 5e-6)
+    assert distribution == "baseline" or max(abs(a - b) for a, b in zip(expected, kept, strict=True)) > 0.1
+
+
+def _births(fuzzy, name):
+    """What was drawn at the start, where the factor is a function of that and of the age."""
+    uniforms = floats(fuzzy.noise(name, 0).uniform(torch.empty(12, 16)))
+    return [reference.spread_uniform(u, 0.7) for u in uniforms]
 
 
 def test_spread_falls_with_depth_in_forward_order():

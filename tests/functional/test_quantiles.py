@@ -6,7 +6,7 @@ import torch
 from scipy import stats
 
 from bio_lightning.functional import Noise
-from bio_lightning.functional.quantiles import from_quantiles, gamma_quantiles, interpolate, quantile_table
+from bio_lightning.functional.quantiles import from_quantiles, gamma_quantiles, interpolate, quantile_table, segments
 from tests import reference
 from tests.checks import assert_matches, assert_pure, floats, random_weight
 
@@ -22,6 +22,17 @@ def test_worked_example():
     table = quantile_table(torch.tensor([[3.0, 1.0], [2.0, 4.0]]), points=4)
     assert floats(table) == [1.0, 2.0, 3.0, 4.0]
     assert floats(from_quantiles(torch.tensor([0.0, 0.5, 1.0]), table)) == [1.0, 2.5, 4.0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("points", [2, 7, 1025])
+def test_segments_give_the_same_values_as_the_table(dtype, points):
+    table = quantile_table(random_weight(500, dtype=dtype), points)
+    packed = segments(table)
+    assert packed.dtype == (torch.float64 if dtype == torch.float64 else torch.int64)
+    ends = torch.tensor([2.0**-24, 1 - 2.0**-24])
+    for uniform in (UNIFORM, ends):
+        assert torch.equal(from_quantiles(uniform, packed), from_quantiles(uniform, table))
 
 
 def test_interpolate_clamps_to_the_ends():
