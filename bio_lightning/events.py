@@ -61,7 +61,7 @@ class Changed(NamedTuple):
 
     Args:
         number: How many synapses changed, int64, 0-dim.
-        total: Sum of the weights after it, 0-dim: NaN where one of them is.
+        total: Sum of the weights before it, 0-dim: NaN where one of them was.
     """
 
     number: Tensor
@@ -105,7 +105,7 @@ def silence(mask: Tensor) -> Change:
 class _Event(NamedTuple):
     """The pass. The change comes first, with the count of changed synapses, then every kept tensor with its fill.
 
-    ``other`` receives the sum of the new weights.
+    ``other`` receives the sum of the old weights.
     """
 
     forms: tuple[Form, ...]
@@ -122,7 +122,7 @@ class _Event(NamedTuple):
                 fresh = self._factor(place)(chunk.block(place, "gradient"))
                 tensor.copy_(torch.where(changed, fresh, tensor))
             number.add_(_count(changed))
-            _given(chunk.other).add_(new.sum())
+            _given(chunk.other).add_(chunk.weight.sum())  # of the old ones: compiled code would make the new ones twice
             chunk.weight.copy_(new)
 
     def _factor(self, place: int) -> Rule:
@@ -157,7 +157,7 @@ def change_weight(
         compiled: Compile it, once for all shapes.
 
     Returns:
-        How many synapses changed, and the sum of all weights.
+        How many synapses changed, and the sum of the old weights.
     """
     drawn = [one for one in kept if one.noise is not None]
     others = [one for one in kept if one.noise is None]

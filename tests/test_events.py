@@ -35,7 +35,7 @@ def test_everything_changes_where_the_rule_says_and_is_counted(monkeypatch, comp
     changed = before[0].abs() > 0.7
     assert 0 < changed.sum() < 30
     assert number.item() == changed.sum().item()
-    assert total.item() == pytest.approx(-before[0].sum().item(), rel=1e-5)
+    assert total.item() == pytest.approx(before[0].sum().item(), rel=1e-5)
     assert torch.equal(weight, -before[0])
     for kept, old, value in ((first, before[1], 0.0), (second, before[2], before[2].mean()), (ones, before[3], 1.0)):
         assert torch.allclose(kept[changed], torch.as_tensor(value).expand(int(changed.sum())), atol=1e-6)
