@@ -109,7 +109,7 @@ def presets() -> dict[str, Path]:
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 
-def load_config(source: Any, overrides: Iterable[str] = ()) -> DictConfig:
+def load_config(source: Any, overrides: Iterable[str] | Mapping[str, Any] = ()) -> DictConfig:
     """Load a configuration, merge it onto the schema, and check every value, also in sections that are off.
 
     Args:
@@ -117,7 +117,8 @@ def load_config(source: Any, overrides: Iterable[str] = ()) -> DictConfig:
             configuration written for the predecessor: see :func:`bio_lightning.predecessor.translate`. A section that
             sets keys must say ``enabled: true`` or ``false``. In a section, null for ``seed``, ``apply_to``,
             ``kernel`` and ``state_dtype`` inherits the top-level value.
-        overrides: What to change afterwards, as in ``"fuzzy_learning_rates.nu=0.3"``; values are YAML.
+        overrides: What to change afterwards: texts as in ``"fuzzy_learning_rates.nu=0.3"``, whose values are YAML, or
+            a mapping of sections.
 
     Returns:
         All sections with all keys; interpolations stay in place.
@@ -143,7 +144,7 @@ def load_config(source: Any, overrides: Iterable[str] = ()) -> DictConfig:
     return _merged_as_written(old, sections, changes)
 
 
-def bio_callbacks(source_or_config: Any, overrides: Iterable[str] = ()) -> list[BioCallback]:
+def bio_callbacks(source_or_config: Any, overrides: Iterable[str] | Mapping[str, Any] = ()) -> list[BioCallback]:
     """The callbacks that a configuration switches on.
 
     Args:
@@ -326,7 +327,11 @@ def _overlaid(below: Mapping[Any, Any], above: Mapping[Any, Any]) -> dict[Any, A
     return merged
 
 
-def _parsed(overrides: Iterable[str]) -> dict[str, Any]:
+def _parsed(overrides: Iterable[str] | Mapping[str, Any]) -> dict[str, Any]:
+    if isinstance(overrides, Mapping):
+        given: dict[str, Any] = _plain(overrides)
+        _check_names(given)
+        return given
     values: dict[str, Any] = {}
     for item in (overrides,) if isinstance(overrides, str) else overrides:
         key, equals, text = str(item).partition("=")

@@ -395,6 +395,24 @@ def test_overrides_of_one_mapping_add_up():
     assert readers == {"fc1": ("fc2",), "fc2": ("fc3",), "fc3": ("fc4",)}
 
 
+def test_overrides_may_be_a_mapping():
+    changes = {
+        "seed": 3,
+        "crystallization": {"enabled": False},
+        "dales_principle": {"enabled": True, "axis": "postsynaptic"},
+    }
+    texts = [
+        "seed=3",
+        "crystallization.enabled=false",
+        "dales_principle.enabled=true",
+        "dales_principle.axis=postsynaptic",
+    ]
+    assert load_config("default", changes) == load_config("default", texts)
+    assert load_config("default", OmegaConf.create(changes)) == load_config("default", texts)
+    with pytest.raises(BioConfigError, match=r"crystallization.flor: got 0.1; .* Did you mean 'floor'\?"):
+        load_config("default", {"crystallization": {"flor": 0.1}})
+
+
 def test_a_single_override_may_be_a_string():
     assert load_config({}, "seed=3").seed == 3
 
