@@ -7,12 +7,13 @@ import gzip
 import zlib
 from pathlib import Path
 
+import lightning.pytorch as pl
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import TensorDataset
+from torch.utils.data import DataLoader, TensorDataset
 
-__all__ = ["Images", "load", "load_digits", "load_idx_folder", "read_idx"]
+__all__ = ["ImageData", "Images", "load", "load_digits", "load_idx_folder", "read_idx"]
 
 #: Images and labels, of training and test.
 IDX_FILES = (
@@ -47,6 +48,29 @@ class Images:
         """Channels, height and width of an image."""
         channels, height, width = self.train.tensors[0].shape[1:]
         return channels, height, width
+
+
+class ImageData(pl.LightningDataModule):
+    """A data set for a Trainer.
+
+    Args:
+        name: ``digits`` or ``fashion-mnist``.
+        data_dir: See :func:`load`.
+        batch_size: Images per step.
+    """
+
+    def __init__(self, name: str = "digits", data_dir: Path | None = None, batch_size: int = 32) -> None:
+        super().__init__()
+        self.images = load(name, data_dir)
+        self.batch_size = batch_size
+
+    def train_dataloader(self) -> DataLoader:
+        """Training images in random order."""
+        return DataLoader(self.images.train, self.batch_size, shuffle=True)
+
+    def val_dataloader(self) -> DataLoader:
+        """Test images; they choose nothing."""
+        return DataLoader(self.images.test, batch_size=1000)
 
 
 def load(name: str, data_dir: Path | None = None) -> Images:

@@ -1,0 +1,82 @@
+"""LightningCLI with the synapses of a run among its options."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from argparse import SUPPRESS
+from typing import Any
+
+import lightning.pytorch as pl
+from jsonargparse import ActionParser, ArgumentParser
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+from bio_lightning.callbacks import REGISTRY, PlasticityMechanism
+from bio_lightning.cli.docstrings import arguments
+from bio_lightning.config import bio_callbacks
+from bio_lightning.errors import BioConfigError
+from bio_lightning.parameters import describe
+from bio_lightning.settings import Settings
+
+__all__ = ["BioCLI"]
+
+
+class BioCLI(LightningCLI):
+    """LightningCLI that takes a whole configuration of synapses under ``bio``, in YAML and as flags.
+
+    ``bio`` has the sections and keys of a configuration file, and ``preset``, the name of a preset or file that the
+    others change. What is on joins the callbacks of ``trainer.callbacks``, where each mechanism may as well be listed
+    by its ``class_path``; for that alone Lightning's own class will do. What cannot be accepted is an error of the
+    command line, exit status 2. Needs ``jsonargparse[signatures]``.
+
+    Example:
+        A program, and two commands that run it::
+
+            from bio_lightning.cli.lightning_cli import BioCLI
+            BioCLI(Classifier, Images)
+
+            python main.py fit --config config.yaml --bio.dales_principle.enabled=true
+            python main.py fit --config config.yaml --bio.preset=default --bio.crystallization.enabled=false
+    """
+
+    def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Lightning's own arguments, and ours."""
+        super().add_default_arguments_to_parser(parser)
+        parser.add_argument("--bio", action=ActionParser(parser=_bio_parser()), title="Synapses of the model")
+
+    def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
+        """Add the callbacks that ``bio`` switches on to those of the Trainer."""
+        listed = self._get(self.config_init, "trainer")["callbacks"] or []
+        return super().instantiate_trainer(
+            callbacks=[*(listed if isinstance(listed, list) else [listed]), *self._bio_callbacks()], **kwargs
+        )
+
+    def _bio_callbacks(self) -> list[pl.Callback]:
+        given = self._get(self.config, "bio")
+        sections = given.as_dict() if given else {}
+        sections.pop("__path__", None)  # of a file
+        preset = sections.pop("preset", None)
+        try:
+            return list(bio_callbacks(sections) if preset is None else bio_callbacks(preset, sections))
+        except BioConfigError as error:
+            self._parser(self.subcommand).error(f"bio: {error}")
+
+
+def _bio_parser() -> ArgumentParser:
+    """Every key of a configuration. Values are left to the library's own checks, and what is not given is absent."""
+    parser = ArgumentParser()
+
+    def add(name: str, text: str) -> None:
+        parser.add_argument(f"--{name}", type=Any, default=SUPPRESS, help=text.replace("%", "%%"))
+
+    add("preset", "Name of a preset, or a YAML file, which the other options change.")
+    for key in ("seed", *Settings._fields):
+        add(key, f"{arguments(PlasticityMechanism)[key]} For every section that does not set its own.")
+    for section, callback in REGISTRY.items():
+        texts, hints = arguments(callback), typing.get_type_hints(callback)
+        add(f"{section}.enabled", f"Whether {callback.__name__} is on.")
+        for field in dataclasses.fields(callback):
+            default = field.default_factory() if callable(field.default_factory) else field.default
+            allowed = describe(field, hints[field.name])
+            add(f"{section}.{field.name}", f"{texts[field.name]} Accepts {allowed}. Default: {default}.")
+    return parser

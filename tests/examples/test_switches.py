@@ -1,0 +1,245 @@
+"""One line in YAML, one flag in LightningCLI, one override in Hydra: each switches one callback and nothing else."""
+
+import dataclasses
+import functools
+import importlib.util
+import re
+import sys
+from pathlib import Path
+
+import hydra
+import pytest
+import yaml
+from lightning.pytorch.cli import LightningCLI
+from omegaconf import OmegaConf
+
+from bio_lightning import bio_callbacks, load_config
+from bio_lightning.callbacks import REGISTRY, BioCallback
+from bio_lightning.cli.lightning_cli import BioCLI
+from data import ImageData
+from models import Classifier
+
+# what Lightning still calls of jsonargparse
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:\\s*By default only one JsonargparseDeprecationWarning", "ignore:(?s).* deprecated in v4"
+)
+EXAMPLES = Path(__file__).parents[2] / "examples"
+SECTIONS = pytest.mark.parametrize("section", REGISTRY)
+SWITCHES = pytest.mark.parametrize("turned_on", [True, False], ids=["on", "off"])
+
+
+def listed(callbacks) -> list[tuple]:
+    """Callbacks in their order, with all arguments of ours."""
+    return [
+        (type(callback).__name__, dataclasses.asdict(callback) if isinstance(callback, BioCallback) else None)
+        for callback in callbacks
+    ]
+
+
+def assert_switched(before, after, section, turned_on) -> None:
+    """Both lists of callbacks are equal, but for the one of a section, which has come or gone."""
+    name = REGISTRY[section].__name__
+    more, fewer = (after, before) if turned_on else (before, after)
+    assert [callback_name for callback_name, _ in listed(more)].count(name) == 1
+    assert [entry for entry in listed(more) if entry[0] != name] == listed(fewer)
+
+
+def yes_or_no(value) -> str:
+    return "true" if value else "false"
+
+
+# ---- YAML -----------------------------------------------------------------------------------------------------------
+
+
+@SECTIONS
+@SWITCHES
+def test_one_line_of_yaml(tmp_path, section, turned_on):
+    """All sections are on but for the one that is switched."""
+    configs = []
+    for switch in (not turned_on, turned_on):
+        lines = [f"{name}: {{enabled: {yes_or_no(name != section or switch)}}}" for name in REGISTRY]
+        file = tmp_path / f"{switch}.yaml"
+        file.write_text("seed: 3\n" + "\n".join(lines), encoding="utf-8")
+        configs.append(load_config(file))
+    before, after = configs
+    assert_switched(bio_callbacks(before), bio_callbacks(after), section, turned_on)
+    before[section].enabled = turned_on
+    assert before == after
+
+
+@SECTIONS
+@SWITCHES
+def test_one_line_more_or_less_of_yaml(tmp_path, section, turned_on):
+    """All sections are off but for the one that is switched, and the file says nothing of them."""
+    lines = ["seed: 3", f"{section}: {{enabled: true}}"]
+    files = [tmp_path / "one.yaml", tmp_path / "two.yaml"]
+    for file, count in zip(files, (1, 2) if turned_on else (2, 1), strict=True):
+        file.write_text("\n".join(lines[:count]), encoding="utf-8")
+    assert_switched(*(bio_callbacks(file) for file in files), section, turned_on)
+
+
+# ---- LightningCLI ---------------------------------------------------------------------------------------------------
+
+OTHERS = [{"class_path": "LearningRateMonitor"}, {"class_path": "EarlyStopping", "init_args": {"monitor": "loss/test"}}]
+
+
+@pytest.fixture
+def start(monkeypatch, tmp_path):
+    """Starts the app of the example, up to its Trainer."""
+    app = yaml.safe_load((EXAMPLES / "lightning_cli" / "config.yaml").read_text(encoding="utf-8"))
+
+    def start(callbacks, *flags, bio=None, cli=BioCLI):
+        config = {**app, "trainer": {"max_epochs": 7, "callbacks": OTHERS + callbacks}}
+        file = tmp_path / "config.yaml"
+        file.write_text(yaml.safe_dump(config if bio is None else {**config, "bio": bio}), encoding="utf-8")
+        monkeypatch.setattr(sys, "argv", ["main.py", f"--config={file}", *flags])
+        return cli(Classifier, ImageData, run=False)
+
+    return start
+
+
+@SECTIONS
+@SWITCHES
+def test_one_flag(start, section, turned_on):
+    bio = {"seed": 3, **{name: {"enabled": name != section or not turned_on} for name in REGISTRY}}
+    before, after = start([], bio=bio), start([], f"--bio.{section}.enabled={yes_or_no(turned_on)}", bio=bio)
+    assert_switched(before.trainer.callbacks, after.trainer.callbacks, section, turned_on)
+    assert {"LearningRateMonitor", "EarlyStopping"} <= {name for name, _ in listed(after.trainer.callbacks)}
+    assert [app.config.bio[section].pop("enabled") for app in (before, after)] == [not turned_on, turned_on]
+    assert before.config.as_dict() == after.config.as_dict()
+
+
+@pytest.mark.parametrize(
+    ("preset", "section", "turned_on"),
+    [(*case, switch) for switch, preset in ((True, "none"), (False, "all")) for case in [
+        (preset, section) for section in REGISTRY if section != "bio_monitor"
+    ]],
+)  # fmt: skip
+def test_one_flag_on_top_of_a_preset(start, preset, section, turned_on):
+    flags = [f"--bio.preset={preset}", f"--bio.{section}.enabled={yes_or_no(turned_on)}"]
+    before, after = start([], flags[0]), start([], *flags)
+    assert_switched(before.trainer.callbacks, after.trainer.callbacks, section, turned_on)
+
+
+def entry(section) -> dict[str, str]:
+    return {"class_path": f"bio_lightning.{REGISTRY[section].__name__}"}
+
+
+@SECTIONS
+@SWITCHES
+@pytest.mark.parametrize("cli", [LightningCLI, BioCLI])
+def test_one_line_with_a_class_path(start, section, turned_on, cli):
+    lists = [[entry(name) for name in REGISTRY if name != section or switch] for switch in (not turned_on, turned_on)]
+    before, after = (start(callbacks, cli=cli) for callbacks in lists)
+    assert_switched(before.trainer.callbacks, after.trainer.callbacks, section, turned_on)
+    for app in (before, after):
+        del app.config.trainer.callbacks
+    assert before.config.as_dict() == after.config.as_dict()
+
+
+@SECTIONS
+@pytest.mark.parametrize("cli", [LightningCLI, BioCLI])
+def test_one_flag_with_a_class_path(start, section, cli):
+    flag = f"--trainer.callbacks+={entry(section)['class_path']}"
+    before, after = start([], cli=cli), start([], flag, cli=cli)
+    assert_switched(before.trainer.callbacks, after.trainer.callbacks, section, turned_on=True)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--bio.preset=defualt"], "bio: source: got 'defualt'; allowed: .* Did you mean 'default'?"),
+        (["--bio.crystallization.enabled=maybe"], "bio: crystallization.enabled: got 'maybe'; allowed: true or false"),
+        (["--bio.crystallization.floor=0.1"], "bio: crystallization.enabled: got None; allowed: true or false; the"),
+        (
+            ["--bio.crystallization.enabled=true", "--bio.crystallization.floor=2"],
+            r"bio: crystallization.floor: got 2.0; allowed: a number in \(0, 1\]",
+        ),
+        (["--bio.cristallization.enabled=true"], "unrecognized arguments: --bio.cristallization.enabled=true"),
+    ],
+)
+def test_error_of_the_command_line(start, capsys, flags, message):
+    with pytest.raises(SystemExit) as caught:
+        start([], *flags)
+    assert caught.value.code == 2
+    assert re.search(f"^error: {message}", capsys.readouterr().err, re.MULTILINE)
+
+
+def test_whole_file_under_bio(start, tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("crystallization: {enabled: true, include: conv*, end_step: null}", encoding="utf-8")
+    app = start([], f"--bio={file}", "--bio.crystallization.floor=0.1", "--bio.seed=4")
+    expected = bio_callbacks({"seed": 4, "crystallization": {"enabled": True, "include": "conv*", "floor": 0.1}})
+    assert [found for found in listed(app.trainer.callbacks) if found[1]] == listed(expected)
+
+
+def test_help_describes_every_key(start, capsys):
+    with pytest.raises(SystemExit):
+        start([], "--help")
+    text = capsys.readouterr().out
+    for section, callback in REGISTRY.items():
+        for key in ("enabled", *(field.name for field in dataclasses.fields(callback))):
+            assert f"--bio.{section}.{key} " in text
+
+
+# ---- Hydra ----------------------------------------------------------------------------------------------------------
+
+
+ENTRIES = yaml.safe_load((EXAMPLES / "hydra" / "configs" / "callbacks" / "default.yaml").read_text(encoding="utf-8"))
+
+
+@functools.cache
+def hydra_app():
+    spec = importlib.util.spec_from_file_location("hydra_app", EXAMPLES / "hydra" / "train.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def composed(tmp_path):
+    """Composes the configuration of the example, and builds its Trainer."""
+    app = hydra_app()
+
+    def compose(*overrides):
+        config = hydra.compose("train", [f"trainer.default_root_dir={tmp_path}", *overrides])
+        return config, app.build(config)
+
+    with hydra.initialize_config_dir(str(EXAMPLES / "hydra" / "configs"), version_base="1.3"):
+        yield compose
+
+
+@SECTIONS
+@SWITCHES
+def test_one_override(composed, section, turned_on):
+    others = [f"bio.{name}.enabled=true" for name in REGISTRY if name != section]
+    base = ["~callbacks", "bio.seed=3", *others, f"bio.{section}.enabled={yes_or_no(not turned_on)}"]
+    switch = f"bio.{section}.enabled={yes_or_no(turned_on)}"
+    (before, trainer), (after, switched) = composed(*base), composed(*base, switch)
+    assert_switched(trainer.callbacks, switched.callbacks, section, turned_on)
+    assert (before.bio[section].enabled, after.bio[section].enabled) == (not turned_on, turned_on)
+    before.bio[section].enabled = turned_on
+    assert before == after
+
+
+def test_a_preset_is_one_override(composed):
+    _, trainer = composed("~callbacks", "bio=paper")
+    assert [found for found in listed(trainer.callbacks) if found[1]] == listed(bio_callbacks("paper"))
+
+
+@SECTIONS
+@SWITCHES
+def test_one_override_of_targets(composed, section, turned_on):
+    targets = {name: f"++callbacks.{name}._target_=bio_lightning.{REGISTRY[name].__name__}" for name in REGISTRY}
+    add, remove = targets.pop(section), f"~callbacks.{section}"
+    base = ["bio.bio_monitor.enabled=false", *targets.values()]
+    if turned_on:
+        base, switch = [*base, *([remove] if section in ENTRIES else [])], add
+    else:
+        base, switch = [*base, add], remove
+    (before, trainer), (after, switched) = composed(*base), composed(*base, switch)
+    assert_switched(trainer.callbacks, switched.callbacks, section, turned_on)
+    configs = [OmegaConf.to_container(config) for config in (before, after)]
+    assert section in configs[turned_on]["callbacks"]
+    del configs[turned_on]["callbacks"][section]
+    assert configs[0] == configs[1]
