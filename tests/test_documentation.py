@@ -21,6 +21,7 @@ from bio_lightning.callbacks import REGISTRY, Mechanism
 from bio_lightning.config import presets
 from bio_lightning.parameters import describe
 from tests.cases import CASES
+from tests.line_links import LINK, corrected
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -111,6 +112,8 @@ def test_yaml_snippet_loads(document, text):
     if "trainer" in config:  # LightningCLI's
         for entry in config.trainer.callbacks:
             pkgutil.resolve_name(entry.class_path)(**entry.get("init_args", {}))
+    elif "bio" in config:  # BioCLI's
+        assert bio_callbacks(config.bio.pop("preset"), config.bio)
     elif "_target_" in config:  # Hydra's
         pkgutil.resolve_name(config.pop("_target_"))(**config)
     else:
@@ -206,6 +209,21 @@ def test_links_lead_somewhere(document):
     targets = re.findall(r"\]\(([^)]+)\)", document.read_text(encoding="utf-8"))
     relative = [target.partition("#")[0] for target in targets if "://" not in target]
     assert [target for target in relative if not (document.parent / target).exists()] == []
+
+
+def test_links_to_lines_lead_to_what_they_name():
+    text = README.read_text(encoding="utf-8")
+    assert len(LINK.findall(text)) == len(re.findall(r"#L\d", text)) >= 20
+    wrong = [pair for pair in zip(text.splitlines(), corrected(text).splitlines(), strict=True) if pair[0] != pair[1]]
+    assert wrong == [], "python -m tests.line_links puts the line numbers right"
+
+
+def test_readme_lists_every_example():
+    _, rows = table(sections(README)["Examples"])
+    listed = {re.search(r"\((.*)\)", example)[1] for example, *_ in rows}
+    scripts = {path for path in (ROOT / "examples").rglob("*.py") if "__main__" in path.read_text(encoding="utf-8")}
+    scripts.remove(ROOT / "examples" / "benchmarks" / "isolated.py")  # which overhead.py runs
+    assert listed == {str(path.relative_to(ROOT)) for path in scripts}
 
 
 # ---- docstrings ------------------------------------------------------------------------------------------------------
