@@ -23,6 +23,9 @@ _EXACT = 1 << 24
 #: Which neurons of a layer: ``rate`` for its outputs, ``pre_rate`` for its inputs. Also the key in the store.
 Side = str
 
+#: Positive values of every neuron in float64, and how many were looked at.
+Count = tuple[Tensor, "int | Tensor"]
+
 
 def neuron_dim(synapses: Synapses) -> int:
     """Dimension of the neurons in a layer's input and output, counted from the end."""
@@ -133,33 +136,34 @@ class FiringRates:
 
     def pending(self, name: str) -> dict[str, Tensor]:
         """Counts of forwards whose optimizer step is still to come, by key: what a checkpoint between steps lacks."""
-        counts = {side: _total(counters) for (owner, side), counters in self._counters.items() if owner == name}
-        return {f"{side}_count": count for side, count in counts.items() if count is not None}
+        counts = {side: _counted(counters) for (owner, side), counters in self._counters.items() if owner == name}
+        return {f"{side}_count": _packed(count) for side, count in counts.items() if count is not None}
 
     def commit(self, names: set[str]) -> None:
         """Update the averages of the layers whose optimizer stepped, and start counting anew."""
         due = {key: counters for key, counters in self._counters.items() if key[0] in names and counters}
-        counts = {key: _total(counters) for key, counters in due.items()}
-        summed = self._sum_over_ranks(counts) if self.over_ranks else counts
-        for (name, side), count in summed.items():
+        counts = {key: _counted(counters) for key, counters in due.items()}
+        for (name, side), count in (self._sum_over_ranks(counts) if self.over_ranks else counts).items():
             # only where another rank may have run the layer does the host have to wait for the answer
-            if count is None or (counts[name, side] is None and not bool(count[-1] > 0)):
+            if count is None or (counts[name, side] is None and not bool(count[1] > 0)):
                 continue
-            share = (count[:-1] / count[-1]).to(torch.float32)
-            old = self._store.setdefault(name, {}).get(side)
-            self._store[name][side] = share if old is None else torch.lerp(share, old, _DECAY)
+            positive, total = count
+            share = (positive / total).to(torch.float32)
+            rates = self._store.setdefault(name, {})
+            rates[side] = torch.lerp(share, rates[side], _DECAY) if side in rates else share
         for counters in due.values():
             for counter in counters:
                 counter.clear()
 
-    def _sum_over_ranks(self, counts: dict[tuple[str, Side], Tensor | None]) -> dict[tuple[str, Side], Tensor]:
+    def _sum_over_ranks(self, counts: Mapping[tuple[str, Side], Count | None]) -> dict[tuple[str, Side], Count]:
         """Add up the counts of all processes, in one message; each sends as much, whichever layers ran there."""
-        mine = [self._nothing(*key) if count is None else count for key, count in counts.items()]
+        mine = [self._nothing(*key) if count is None else _packed(count) for key, count in counts.items()]
         if not mine:
             return {}
         packed = torch.cat(mine)
         torch.distributed.all_reduce(packed)
-        return dict(zip(counts, torch.split(packed, [count.numel() for count in mine]), strict=True))
+        summed = torch.split(packed, [count.numel() for count in mine])
+        return {key: (count[:-1], count[-1]) for key, count in zip(counts, summed, strict=True)}
 
     def _nothing(self, name: str, side: Side) -> Tensor:
         """What a rank has counted in a layer that it did not run."""
@@ -196,10 +200,17 @@ def _is_repetition() -> bool:
     return node is not None and not isinstance(node, torch.autograd.function.BackwardCFunction)
 
 
-def _total(counters: list[RateCounter]) -> Tensor | None:
-    """Positive counts of all sites of a layer with the number of observations appended."""
-    seen = [counter for counter in counters if counter.positive is not None]
-    if not seen:
-        return None
-    positive = torch.stack([c.positive for c in seen if c.positive is not None]).sum(dim=0)
-    return torch.cat([positive, positive.new_tensor([float(sum(c.total for c in seen))])])
+def _counted(counters: list[RateCounter]) -> Count | None:
+    """Positive values of all sites of a layer, and the number of observations."""
+    count: Count | None = None
+    for counter in counters:
+        if counter.positive is not None:
+            one = counter.positive, counter.total
+            count = one if count is None else (count[0] + one[0], count[1] + one[1])
+    return count
+
+
+def _packed(count: Count) -> Tensor:
+    """Both in one tensor."""
+    positive, total = count
+    return torch.cat([positive, positive.new_tensor([total])])
