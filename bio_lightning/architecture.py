@@ -16,12 +16,18 @@ import torch
 import torch.nn.functional as fn
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import fx, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 
 from bio_lightning.errors import BioConfigError, nearest_name
 from bio_lightning.hidden_neurons import Hidden, hidden_neurons, output_neurons
 from bio_lightning.synapses import is_norm, named_modules, plain_name
 
 __all__ = ["Architecture", "Reader", "trace_architecture"]
+
+#: How attributes of a module begin under which FSDP2 keeps what it knows.
+_FSDP_STATE = "__composable_api_state_key"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +93,7 @@ def trace_architecture(
 def _traced(model: pl.LightningModule, layers: dict[str, nn.Module]) -> Architecture:
     """Trace a stand-in, since running a user's ``forward`` may leave marks on the model and move any random state."""
     try:
-        stand_in = copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
+        stand_in = _copy_without_parameters(model)
     except Exception:
         return _with_ends(Architecture(order=list(layers)))
     stand_in._trainer = model._trainer
@@ -97,6 +103,27 @@ def _traced(model: pl.LightningModule, layers: dict[str, nn.Module]) -> Architec
     modules = named_modules(stand_in)
     with _random_state_kept(), torch.no_grad():
         return _traced_here(stand_in, {name: modules[name] for name in layers})
+
+
+def _copy_without_parameters(model: pl.LightningModule) -> pl.LightningModule:
+    """A copy that shares the parameters.
+
+    Where these are spread over processes, it is without hooks and FSDP2's classes, which would send and receive.
+    """
+    memo: dict[int, Any] = {id(parameter): parameter for parameter in model.parameters()}
+    if not any(isinstance(parameter, DTensor) for parameter in model.parameters()):
+        return copy.deepcopy(model, memo)
+    for module in reversed(list(model.modules())):  # children before their parents
+        own = vars(module)
+        memo.update((id(value), type(value)()) for key, value in own.items() if key.endswith("_hooks"))
+        memo.update((id(value), value) for value in own.values() if isinstance(value, DeviceMesh))
+        if isinstance(module, FSDPModule):
+            plain = type(module).__mro__[2]
+            copied: nn.Module = object.__new__(plain)
+            memo[id(module)] = copied
+            kept = {key: value for key, value in own.items() if key != "_trainer" and not key.startswith(_FSDP_STATE)}
+            copied.__dict__.update(copy.deepcopy(kept, memo))
+    return copy.deepcopy(model, memo)
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -9,8 +10,20 @@ import torch
 from torch import Tensor
 
 from bio_lightning.functional._layer import computing_dtype, ratio
+from bio_lightning.functional._shards import count_of
 from bio_lightning.functional.noise import Noise
-from bio_lightning.kernels import CHUNK, Arguments, Block, Data, Form, Rule, execute, layer_mean, with_statistics
+from bio_lightning.kernels import (
+    CHUNK,
+    Arguments,
+    Block,
+    Data,
+    Form,
+    Rule,
+    Statistics,
+    finish_together,
+    layer_mean,
+    perform,
+)
 from bio_lightning.layout import Layout
 
 __all__ = ["MEAN", "ONE", "ZERO", "Change", "Changed", "Kept", "change_weight", "draw", "silence"]
@@ -57,7 +70,7 @@ class Kept(NamedTuple):
 
 
 class Changed(NamedTuple):
-    """What an event did.
+    """What an event did; in summands, where several processes hold the weight together.
 
     Args:
         number: How many synapses changed, int64, 0-dim.
@@ -109,6 +122,7 @@ class _Event(NamedTuple):
     """
 
     forms: tuple[Form, ...]
+    statistics: Statistics | None = None
     layer_per_row: bool = False  # never: an event is rare, or a small layer's is cheap
 
     def __call__(self, *chunks: Arguments) -> None:
@@ -116,7 +130,8 @@ class _Event(NamedTuple):
         # The weight is looked at last: compiled code changes tensors in the order in which it met them, and stores in
         # memory whatever it still needs of one before it changes that.
         stored = [[_given(data.state) for data in chunk.data] for chunk in chunks]
-        for chunk, (number, *kept) in zip(with_statistics(self.forms, chunks, "gradient"), stored, strict=True):
+        known = chunks if self.statistics is None else self.statistics.fill(chunks)
+        for chunk, (number, *kept) in zip(known, stored, strict=True):
             new, changed = self._factor(0)(chunk.block(0, "gradient"))
             for place, tensor in enumerate(kept, 1):
                 fresh = self._factor(place)(chunk.block(place, "gradient"))
@@ -184,15 +199,17 @@ def _run(change: Change, weight: Tensor, layout: Layout, kept: Sequence[Kept], c
     data = [_data(change, number, layout)]
     data += [_data(one, state, layout) for one, state in zip(kept, stored, strict=True)]
     forms = (Form(factor=change.rule), *(one.fill for one in kept))
-    execute(_Event(forms), Arguments(matrix, total, None, *layout.index, data), compiled)
+    arguments = Arguments(matrix, total, None, *layout.index, data)
+    make, statistics, spread = functools.partial(_Event, forms), Statistics(forms, "gradient"), bool(layout.groups)
+    finish_together([(layout.groups, perform(make, statistics, arguments, compiled=compiled, spread=spread))])
     for one, state in zip(kept, stored, strict=True):
         if one.has_mean_one:
-            pieces = torch.split(state, max(CHUNK // state.shape[1], 1))
-            average = layer_mean(piece.to(torch.float64) for piece in pieces)
+            pieces = torch.split(state, max(CHUNK // max(state.shape[1], 1), 1))
+            average = layer_mean((piece.to(torch.float64) for piece in pieces), groups=layout.groups)
             state.mul_(ratio(torch.ones_like(average), average, at_zero=1.0).to(state.dtype))
     for tensor, changed in zip(tensors, (matrix, *stored), strict=True):
         layout.write_back(tensor, changed)
-    return Changed(number, total)
+    return Changed(count_of(number, weight), count_of(total, weight))
 
 
 def _data(part: Change | Kept, state: Tensor, layout: Layout) -> Data:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from bio_lightning.functional._layer import computing_dtype
+from bio_lightning.functional._shards import innermost_part, local
 from bio_lightning.synapses import NEURON_KINDS, Synapses
 
 __all__ = ["FiringRates", "Gate", "RateCounter", "Side"]
@@ -80,7 +81,7 @@ class RateCounter:
         if not (self.gate.is_open and torch.is_grad_enabled()) or _is_repetition():
             return
         value = inputs[0] if self.of_input else output[0] if isinstance(output, tuple) else output
-        value = value.detach()
+        value = local(value.detach())
         others = [d for d in range(value.ndim) if d != self.dim % value.ndim]
         total = value.numel() // max(value.shape[self.dim], 1)
         # ones and zeros as floats: to compare into bool and add that up takes five times as long
@@ -136,13 +137,13 @@ class FiringRates:
 
     def pending(self, name: str) -> dict[str, Tensor]:
         """Counts of forwards whose optimizer step is still to come, by key: what a checkpoint between steps lacks."""
-        counts = {side: _counted(counters) for (owner, side), counters in self._counters.items() if owner == name}
+        counts = {key[1]: self._count(key) for key in self._counters if key[0] == name}
         return {f"{side}_count": _packed(count) for side, count in counts.items() if count is not None}
 
     def commit(self, names: set[str]) -> None:
         """Update the averages of the layers whose optimizer stepped, and start counting anew."""
         due = {key: counters for key, counters in self._counters.items() if key[0] in names and counters}
-        counts = {key: _counted(counters) for key, counters in due.items()}
+        counts = {key: self._count(key) for key in due}
         for (name, side), count in (self._sum_over_ranks(counts) if self.over_ranks else counts).items():
             # only where another rank may have run the layer does the host have to wait for the answer
             if count is None or (counts[name, side] is None and not bool(count[1] > 0)):
@@ -165,11 +166,28 @@ class FiringRates:
         summed = torch.split(packed, [count.numel() for count in mine])
         return {key: (count[:-1], count[-1]) for key, count in zip(counts, summed, strict=True)}
 
+    def _neurons(self, name: str, side: Side) -> int:
+        synapses = self._watched[name]
+        return synapses.postsynaptic_neurons if side == "rate" else synapses.presynaptic_neurons
+
     def _nothing(self, name: str, side: Side) -> Tensor:
         """What a rank has counted in a layer that it did not run."""
-        synapses = self._watched[name]
-        neurons = synapses.postsynaptic_neurons if side == "rate" else synapses.presynaptic_neurons
-        return torch.zeros(neurons + 1, dtype=torch.float64, device=synapses.weight.device)
+        device = self._watched[name].weight.device
+        return torch.zeros(self._neurons(name, side) + 1, dtype=torch.float64, device=device)
+
+    def _count(self, key: tuple[str, Side]) -> Count | None:
+        """What this process has counted.
+
+        Tensor parallelism lets a process see some neurons of a layer, and all processes the same samples. So that they
+        add up to a share of all observations, each counts what it sees as often as there are processes.
+        """
+        count = _counted(self._counters[key])
+        if count is None or len(count[0]) == self._neurons(*key):
+            return count
+        start, processes = innermost_part(self._watched[key[0]].weight, 0 if key[1] == "rate" else 1)
+        positive = self._nothing(*key)[:-1]
+        positive[start : start + len(count[0])] = count[0] * processes
+        return positive, count[1]
 
     def discard(self, names: set[str]) -> None:
         """Forget the counts of layers whose step does not happen."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from bio_lightning.functional._shards import whole
 from bio_lightning.session import Session
 
 __all__ = ["dale_signs", "multipliers"]
@@ -13,7 +14,7 @@ def multipliers(pl_module: nn.Module) -> dict[str, Tensor]:
     """Current stored multiplier of every weight that has one, during and after ``fit``.
 
     The multiplier is the product of the fuzzy factor and the crystallization factor. What is drawn anew each step
-    (volume) or belongs to a neuron (scaling) is not part of it.
+    (volume) or belongs to a neuron (scaling) is not part of it. Where a strategy shards weights, all ranks have to ask.
 
     Args:
         pl_module: The LightningModule that was fitted.
@@ -32,7 +33,7 @@ def multipliers(pl_module: nn.Module) -> dict[str, Tensor]:
         weight = synapses.weight.detach()
         factor = session.plasticity.factor([part for part in kept if part is not None], weight)
         if factor is not None:
-            found[name] = factor.detach().clone()
+            found[name] = whole(factor.detach()).clone()
     return found
 
 

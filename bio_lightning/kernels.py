@@ -6,16 +6,19 @@ mean that a factor is divided by) come first, in float64 and without a host sync
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Literal, NamedTuple, Protocol
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from typing import Any, Literal, NamedTuple, Protocol, cast
 
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
 from bio_lightning.functional._layer import computing_dtype
+from bio_lightning.functional._shards import add_up
 from bio_lightning.functional.noise import Draw
 
 __all__ = [
@@ -23,13 +26,15 @@ __all__ = [
     "Block",
     "Data",
     "Form",
+    "Job",
     "Kernel",
     "Mode",
     "Rule",
-    "execute",
+    "Statistics",
+    "finish_together",
     "layer_mean",
+    "perform",
     "run",
-    "with_statistics",
 ]
 
 #: Elements that an eager operation works on at a time: temporaries of this size stay in a processor's cache.
@@ -41,6 +46,10 @@ Kernel = Literal["auto", "eager", "compiled"]
 #: ``gradient``: state, then gradient times factor. ``before``: state and snapshot, ahead of the optimizer's step.
 #: ``after``: the weight moves from the snapshot by factor times what the optimizer moved it.
 Mode = Literal["gradient", "before", "after"]
+
+#: Work on a weight. Where other processes hold the rest of the weight, it gives what this one can say of sums over all
+#: of it, float64, and receives the sums; see :func:`finish_together`.
+Job = Generator[Tensor, Tensor, None]
 
 
 class Block(NamedTuple):
@@ -114,49 +123,105 @@ class Data(NamedTuple):
     derived: tuple[tuple[str, int, int], ...] = ()
 
 
-def layer_mean(pieces: Iterable[Tensor], layer_per_row: bool = False) -> Tensor:
-    """Mean over a layer that comes in pieces, broadcastable against its matrix.
+def layer_mean(pieces: Iterable[Tensor], layer_per_row: bool = False, groups: tuple[ProcessGroup, ...] = ()) -> Tensor:
+    """Mean over a layer that comes in pieces and may be spread over processes, broadcastable against its matrix."""
+    total, count = _layer_sum(pieces, layer_per_row)
+    if not groups:
+        return total / count
+    both = add_up(torch.cat([total, torch.full_like(total, count)], dim=1), groups)
+    return both[:, :1] / both[:, 1:]
+
+
+def _layer_sum(pieces: Iterable[Tensor], layer_per_row: bool) -> tuple[Tensor, int]:
+    """Sum over a layer that comes in pieces, and how many values it has.
 
     In float64, so that it does not depend on chunks or shards; eagerly rows are added up in their own precision, since
     torch would first make a copy in float64.
     """
     total: Tensor | None = None
-    count, dtype = 0, torch.float32
+    count = 0
     for values in pieces:
-        dtype = computing_dtype(values)
-        inner = torch.float64 if torch.compiler.is_compiling() else dtype
+        inner = torch.float64 if torch.compiler.is_compiling() else computing_dtype(values)
         rows = values.sum(1, keepdim=True, dtype=inner).to(torch.float64)
         part = rows if layer_per_row else rows.sum(0, keepdim=True)
         total = part if total is None else total + part
         count += values.shape[1] if layer_per_row else values.numel()
     assert total is not None  # noqa: S101 - there is always a piece
-    return (total / count).to(dtype)
+    return total, count
 
 
-def with_statistics(
-    forms: tuple[Form, ...], chunks: tuple[Arguments, ...], mode: Mode, layer_per_row: bool = False
-) -> tuple[Arguments, ...]:
-    """The chunks of a layer, with those statistics of it that the forms read."""
-    if any(rule is not None and rule.reads_average for form in forms for rule in form):
-        average = layer_mean((chunk.measured(mode).abs() for chunk in chunks), layer_per_row)
-        chunks = tuple(chunk._replace(average=average) for chunk in chunks)
-    for place, form in enumerate(forms):
-        if form.statistic is not None:
-            mean = layer_mean((form.statistic(chunk.block(place, mode)) for chunk in chunks), layer_per_row)
-            chunks = tuple(chunk.with_mean(place, mean) for chunk in chunks)
-    return chunks
+class Statistics(NamedTuple):
+    """Means over a layer that some forms read.
 
-
-class _Pass(NamedTuple):
-    """One pass: statistics of the layer, then one elementwise sweep in place."""
+    Args:
+        forms: The forms.
+        mode: See :data:`Mode`.
+        layer_per_row: Whether every row is a layer of its own.
+    """
 
     forms: tuple[Form, ...]
     mode: Mode
     layer_per_row: bool = False
 
+    def fill(self, chunks: tuple[Arguments, ...]) -> tuple[Arguments, ...]:
+        """The chunks of a whole layer with the means filled in."""
+        for places in self.steps():
+            means = [layer_mean(values, self.layer_per_row) for values in self.values(places, chunks)]
+            chunks = tuple(chunk.with_means(places, means) for chunk in chunks)
+        return chunks
+
+    def steps(self) -> Iterator[tuple[int, ...]]:
+        """Which means one after the other: of absolute weights (-1), then what the forms at some places ask for."""
+        if any(rule is not None and rule.reads_average for form in self.forms for rule in form):
+            yield (-1,)
+        places = tuple(place for place, form in enumerate(self.forms) if form.statistic is not None)
+        if places:
+            yield places
+
+    def values(self, places: Sequence[int], chunks: Sequence[Arguments]) -> Iterator[Iterator[Tensor]]:
+        """What the means of a step are taken of, each chunk by chunk."""
+        for place in places:
+            yield (self._value(place, chunk) for chunk in chunks)
+
+    def _value(self, place: int, chunk: Arguments) -> Tensor:
+        if place < 0:
+            return chunk.measured(self.mode).abs()
+        rule = self.forms[place].statistic
+        assert rule is not None  # noqa: S101 - see steps
+        return cast("Tensor", rule(chunk.block(place, self.mode)))
+
+
+class _Sums(NamedTuple):
+    """What one process can say of the means of a step: sums and numbers of values, ``(rows or 1, 2 * means)``."""
+
+    of: Statistics
+    places: tuple[int, ...]
+
+    @property
+    def layer_per_row(self) -> bool:
+        """Whether every row is a layer of its own."""
+        return self.of.layer_per_row
+
+    def __call__(self, *chunks: Arguments) -> Tensor:
+        """Over all chunks of one matrix."""
+        columns = []
+        for values in self.of.values(self.places, chunks):
+            total, count = _layer_sum(values, self.layer_per_row)
+            columns += [total, torch.full_like(total, count)]
+        return torch.cat(columns, dim=1)
+
+
+class _Pass(NamedTuple):
+    """One elementwise sweep in place."""
+
+    forms: tuple[Form, ...]
+    mode: Mode
+    layer_per_row: bool = False
+    statistics: Statistics | None = None
+
     def __call__(self, *chunks: Arguments) -> None:
         """Over all chunks of one matrix."""
-        for chunk in with_statistics(self.forms, chunks, self.mode, self.layer_per_row):
+        for chunk in chunks if self.statistics is None else self.statistics.fill(chunks):
             self._sweep(chunk)
 
     def _sweep(self, chunk: Arguments) -> None:
@@ -214,11 +279,16 @@ class Arguments(NamedTuple):
         state = None if data.state is None else data.state.to(computing_dtype(weight))
         return Block(weight, self.grad, self.average, data.mean, state, draw, data.operands)
 
-    def with_mean(self, place: int, mean: Tensor) -> Arguments:
-        """The same with one mechanism's statistic filled in."""
-        data = list(self.data)
-        data[place] = data[place]._replace(mean=mean)
-        return self._replace(data=data)
+    def with_means(self, places: Sequence[int], means: Sequence[Tensor]) -> Arguments:
+        """The same with the means of a step of :class:`Statistics` filled in."""
+        data, average = list(self.data), self.average
+        for place, mean in zip(places, means, strict=True):
+            rounded = mean.to(computing_dtype(self.weight))
+            if place < 0:
+                average = rounded
+            else:
+                data[place] = data[place]._replace(mean=rounded)
+        return self._replace(data=data, average=average)
 
     def rows(self, first: int, last: int) -> Arguments:
         """Some rows of everything that has rows."""
@@ -274,7 +344,7 @@ class Function(Protocol):
     def layer_per_row(self) -> bool:
         """Whether every row is a layer of its own."""
 
-    def __call__(self, *chunks: Arguments) -> None:
+    def __call__(self, *chunks: Arguments) -> Any:
         """Over all chunks of one matrix."""
 
     def __hash__(self) -> int:
@@ -282,7 +352,7 @@ class Function(Protocol):
 
 
 @functools.cache
-def _compiled(function: Function) -> Callable[[Arguments], None]:
+def _compiled(function: Function) -> Callable[[Arguments], Any]:
     known = inspect.signature(torch.compile).parameters
     limits: dict[str, Any] = {"recompile_limit": 64, "isolate_recompiles": True}
     more = {name: value for name, value in limits.items() if name in known}
@@ -290,22 +360,19 @@ def _compiled(function: Function) -> Callable[[Arguments], None]:
     return torch.compile(lambda chunk: function(chunk), dynamic=True, options=options, **more)
 
 
-def execute(function: Function, whole: Arguments, compiled: bool) -> None:
+def _execute(function: Function, whole: Arguments, compiled: bool) -> Any:
     """Run a function on a matrix: compiled, or in chunks where that is not wanted or fails."""
     global _failed
-    if compiled and not _failed:
+    if compiled and not _failed and whole.weight.numel() > 0:
         try:
             with _CONSTANTS, _ALL_SHAPES:
-                _compiled(function)(whole)
+                return _compiled(function)(whole)
         except Exception as error:  # whatever a compiler may raise; nothing has run yet
             _failed = True
             rank_zero_warn(f"bio_lightning: kernel 'compiled' fails, 'eager' takes over: {error}")
-        else:
-            return
-    function(*([whole] if function.layer_per_row else _chunks(whole)))
+    return function(*([whole] if function.layer_per_row else _chunks(whole)))
 
 
-@torch.no_grad()
 def run(
     forms: tuple[Form, ...],
     mode: Mode,
@@ -317,7 +384,8 @@ def run(
     grad: Tensor | None = None,
     layer_per_row: bool = False,
     compiled: bool = False,
-) -> None:
+    spread: bool = False,
+) -> Job:
     """Run the pass over one matrix, in place.
 
     Args:
@@ -330,6 +398,56 @@ def run(
         grad: Raw gradient where ``other`` is a snapshot.
         layer_per_row: Whether every row is a layer of its own, with its own statistics.
         compiled: Compile it, once for all shapes; where that fails, warn once and stay eager.
+        spread: Whether other processes hold the rest of the layer.
+
+    Yields:
+        Where ``spread``, this process's part of sums over the layer.
     """
-    whole = Arguments(weight, other, other if mode == "gradient" else grad, *index, data)
-    execute(_Pass(forms, mode, layer_per_row), whole, compiled)
+    matrix = Arguments(weight, other, other if mode == "gradient" else grad, *index, data)
+    statistics = Statistics(forms, mode, layer_per_row)
+    make = functools.partial(_Pass, forms, mode, layer_per_row)
+    yield from perform(make, statistics, matrix, compiled=compiled, spread=spread)
+
+
+def perform(
+    make: Callable[[Statistics | None], Function],
+    statistics: Statistics,
+    matrix: Arguments,
+    *,
+    compiled: bool,
+    spread: bool,
+) -> Job:
+    """Run a function on a matrix that may be a part of the layer.
+
+    Args:
+        make: Makes the function of the statistics that it has to fill in itself.
+        statistics: What it reads.
+        matrix: The matrix.
+        compiled: Whether to compile it.
+        spread: Whether other processes hold the rest of the layer.
+    """
+    for places in statistics.steps() if spread else ():
+        sums = yield _execute(_Sums(statistics, places), matrix, compiled)
+        matrix = matrix.with_means(places, torch.split(sums[:, ::2] / sums[:, 1::2], 1, dim=1))
+    _execute(make(None if spread else statistics), matrix, compiled)
+
+
+@torch.no_grad()
+def finish_together(jobs: Iterable[tuple[tuple[ProcessGroup, ...], Job]]) -> None:
+    """Run jobs to their end; what several of them ask of other processes at a time is one message.
+
+    Args:
+        jobs: Each with the groups of processes that hold the weight together; they are started one after the other.
+    """
+    waiting = [(groups, job, part) for groups, job in jobs if (part := next(job, None)) is not None]
+    while waiting:
+        by_groups: dict[tuple[ProcessGroup, ...], list[tuple[Job, Tensor]]] = {}
+        for groups, job, part in waiting:
+            by_groups.setdefault(groups, []).append((job, part))
+        waiting = []
+        for groups, asking in by_groups.items():
+            packed = add_up(torch.cat([part.flatten() for _job, part in asking]), groups)
+            sums = torch.split(packed, [part.numel() for _job, part in asking])
+            for (job, part), total in zip(asking, sums, strict=True):
+                with contextlib.suppress(StopIteration):
+                    waiting.append((groups, job, job.send(total.view_as(part))))

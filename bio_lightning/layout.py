@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from bio_lightning.functional.noise import element_index
+from bio_lightning.functional._shards import groups_of, local, start_of
 
 __all__ = ["Layout"]
 
@@ -18,7 +18,8 @@ class Layout:
     """View of a weight, and of what has its shape, as a matrix whose elements lie in memory order.
 
     A channels-last convolution, say, keeps its output channels as rows and its columns in the order of memory. The
-    noise counts elements in logical order, so the index of an element is the sum of its row's and its column's.
+    noise counts elements in logical order, so the index of an element is the sum of its row's and its column's. Where
+    several processes hold a weight together, the matrix is this process's part, with indices in the whole.
 
     Args:
         weight: The weight tensor; dense, whatever its strides.
@@ -26,27 +27,32 @@ class Layout:
     """
 
     def __init__(self, weight: Tensor, leading: int = 1) -> None:
-        shape = tuple(weight.shape)
+        self._lies = _how_it_lies(weight)
+        whole, start, part = tuple(weight.shape), start_of(weight), local(weight)
+        shape, strides = tuple(part.shape), part.stride()
         self._leading = leading
-        strides = self._strides = weight.stride()
         self._shape = shape
-        self._device = weight.device
-        rest = sorted(range(leading, weight.ndim), key=lambda dim: (-strides[dim], dim))
+        rest = sorted(range(leading, part.ndim), key=lambda dim: (-strides[dim], dim))
         self._order = (*range(leading), *rest)
-        self._is_plain = self._order == tuple(range(weight.ndim)) and weight.numel() > 0
-        self._rows = math.prod(shape[:leading])
-        logical = [math.prod(shape[dim + 1 :]) for dim in range(len(shape))]
+        self._is_plain = self._order == tuple(range(part.ndim))
+        self._size = math.prod(shape[:leading]), math.prod(shape[leading:])
+        logical = [math.prod(whole[dim + 1 :]) for dim in range(len(whole))]
+        #: Processes with which this one has to add up what a mean over the weight is made of.
+        self.groups = groups_of(weight)
+        #: Number of elements that this process holds.
+        self.size = part.numel()
 
         def count(dims: tuple[int, ...]) -> Tensor:
             """Logical index of the elements along some dimensions, in memory order, modulo 2**32."""
             index = torch.zeros(1, dtype=torch.int64)
             for dim in dims:
-                index = (index.unsqueeze(-1) + torch.arange(shape[dim]) * logical[dim]).flatten()
+                steps = torch.arange(start[dim], start[dim] + shape[dim]) * logical[dim]
+                index = (index.unsqueeze(-1) + steps).flatten()
             return index.to(torch.int32).to(weight.device)
 
         self.index = count(self._order[:leading]), count(self._order[leading:])
         #: What decides whether two weights can lie side by side.
-        self.key = (shape, self._order, leading)
+        self.key = (whole, start, shape, self._order, leading)
 
     @functools.cached_property
     def flat_index(self) -> Tensor:
@@ -56,38 +62,32 @@ class Layout:
 
     def fits(self, weight: Tensor) -> bool:
         """Whether the weight still lies as it did."""
-        return (weight.shape, weight.stride(), weight.device) == (self._shape, self._strides, self._device)
+        return _how_it_lies(weight) == self._lies
 
     @staticmethod
     def alike(first: Tensor, second: Tensor) -> bool:
         """Whether two tensors lie alike."""
-        return (first.shape, first.stride(), first.device, first.dtype) == (
-            second.shape, second.stride(), second.device, second.dtype,
-        )  # fmt: skip
-
-    @staticmethod
-    def logical_index(weight: Tensor) -> Tensor:
-        """Logical index of every element in the weight's own shape."""
-        return element_index(weight.shape, device=weight.device)
+        return (_how_it_lies(first), first.dtype) == (_how_it_lies(second), second.dtype)
 
     def matrix(self, tensor: Tensor) -> Tensor:
         """A tensor of the weight's shape as a matrix: a view where it lies as the weight does, else a copy."""
+        tensor = local(tensor)
         if self._is_plain and tensor.is_contiguous():
-            matrix = tensor.view(self._rows, -1)
+            matrix = tensor.view(self._size)
         else:
-            matrix = tensor.permute(self._order).flatten(0, self._leading - 1).flatten(1)
+            matrix = tensor.permute(self._order).reshape(self._size)
         return matrix.data  # no view to autograd: a compiled function need not look at what it would be a view of
 
     def write_back(self, tensor: Tensor, matrix: Tensor) -> None:
         """Put a matrix back where :meth:`matrix` had to copy."""
-        if tensor.untyped_storage().data_ptr() != matrix.untyped_storage().data_ptr():
-            moved = tensor.detach().permute(self._order)
+        part = local(tensor)
+        if part.untyped_storage().data_ptr() != matrix.untyped_storage().data_ptr():
+            moved = part.detach().permute(self._order)
             moved.copy_(matrix.view(moved.shape))
 
     def stack(self, tensors: Sequence[Tensor | None]) -> Tensor:
         """Several tensors of the weight's shape as the rows of one matrix: a copy."""
-        whole = torch.stack([tensor for tensor in tensors if tensor is not None])
-        return self._side_by_side(whole)
+        return self._side_by_side(torch.stack([local(tensor) for tensor in tensors if tensor is not None]))
 
     def stack_operands(self, tensors: Sequence[Tensor]) -> Tensor:
         """Several tensors that broadcast against the weight as the rows of one matrix, spread out."""
@@ -105,10 +105,11 @@ class Layout:
         for place, dim in enumerate(self._order):
             back[dim] = place + 1
         pieces = moved.permute(0, *back).unbind(0)
-        torch._foreach_copy_([tensor for tensor in tensors if tensor is not None], list(pieces))
+        torch._foreach_copy_([local(tensor) for tensor in tensors if tensor is not None], list(pieces))
 
     def operand(self, tensor: Tensor) -> Tensor:
         """A tensor that broadcasts against the weight as one that broadcasts against the matrix."""
+        tensor = local(tensor)
         padded = tensor.view((1,) * (len(self._shape) - tensor.ndim) + tensor.shape)
         moved = padded.permute(self._order)
         rows, columns = list(moved.shape[: self._leading]), list(moved.shape[self._leading :])
@@ -118,3 +119,7 @@ class Layout:
         if any(size != 1 for size in columns):
             columns = full[self._leading :]
         return moved.expand(*rows, *columns).reshape(math.prod(rows), math.prod(columns))
+
+
+def _how_it_lies(tensor: Tensor) -> tuple[object, ...]:
+    return tensor.shape, tensor.stride(), tensor.device

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from torch import Tensor
+
+from bio_lightning.functional._shards import local
 from bio_lightning.optimizers import apply_to_for
 from bio_lightning.session import Session
 from bio_lightning.synapses import Synapses
@@ -99,11 +102,16 @@ def _row(session: Session, synapses: Synapses, known: bool) -> PlanRow:
 
 def _memory(session: Session, synapses: Synapses, copied: bool) -> int:
     weight = synapses.weight
-    state = sum(tensor.numel() * tensor.element_size() for tensor in session.store.get(synapses.name, {}).values())
-    own = weight.numel() * weight.element_size()
+    state = sum(_size(tensor) for tensor in session.store.get(synapses.name, {}).values())
+    own = _size(weight)
     more = own - own // synapses.gamma
     gradients = more if weight.requires_grad else 0
     return state + (own if copied else 0) + more + gradients
+
+
+def _size(tensor: Tensor) -> int:
+    """Bytes in this process."""
+    return local(tensor).numel() * tensor.element_size()
 
 
 def _bytes(count: int) -> str:

@@ -6,16 +6,18 @@ so that one may read or reset what another wrote (a rejuvenated synapse loses it
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
 from bio_lightning.events import Change, Changed, Kept, change_weight, draw
 from bio_lightning.functional._layer import computing_dtype, mean
-from bio_lightning.functional.noise import Noise
-from bio_lightning.kernels import Block, Data, Form, Mode, Rule, run
+from bio_lightning.functional._shards import as_part, in_parts_of, local, start_of
+from bio_lightning.functional.noise import Noise, element_index
+from bio_lightning.kernels import Block, Data, Form, Job, Mode, Rule, finish_together, run
 from bio_lightning.layout import Layout
 from bio_lightning.synapses import Synapses
 
@@ -37,7 +39,7 @@ class Part(NamedTuple):
         form: Its rules.
         state: Its stored tensor, in the shape of the weight.
         noise: Its draw.
-        operands: Further tensors, broadcastable to the weight.
+        operands: Further tensors, broadcastable to the weight, or to this process's part of it.
     """
 
     form: Form
@@ -80,40 +82,52 @@ class Plasticity:
                 continue
             weight = work.synapses.weight
             layout = self._layout(work.synapses)
-            if weight.numel() > SMALL:
-                self._run_one(mode, work, layout)
+            if layout.size > SMALL:
+                alike[work.synapses,] = [work]
             else:
                 forms = tuple(part.form for part in work.parts)
                 operands = tuple(operand.shape for part in work.parts for operand in part.operands)
                 key = (layout.key, weight.dtype, weight.device, forms, operands)
                 alike.setdefault(key, []).append(work)
-        for found in alike.values():
+        finish_together(self._jobs(mode, alike.values()))
+
+    def _jobs(self, mode: Mode, alike: Iterable[list[Work]]) -> Iterator[tuple[tuple[ProcessGroup, ...], Job]]:
+        """Jobs for works that may lie side by side, each with the processes that hold its weights together."""
+        for found in alike:
             layout = self._layout(found[0].synapses)
-            most = max(TOGETHER // max(found[0].synapses.weight.numel(), 1), 1)
+            most = max(TOGETHER // max(layout.size, 1), 1)
             for first in range(0, len(found), most):
                 group = found[first : first + most]
                 if len(group) == 1:
-                    self._run_one(mode, group[0], layout)
+                    yield layout.groups, self._run_one(mode, group[0], layout)
                 else:
-                    self._run_side_by_side(mode, group, layout)
+                    yield layout.groups, self._run_side_by_side(mode, group, layout)
 
     def change(self, synapses: Synapses, change: Change, kept: Sequence[Kept] = ()) -> Changed:
         """An event: a change of some synapses, see :func:`~bio_lightning.events.change_weight`."""
-        weight = synapses.weight
-        compiled = self.compiled and weight.numel() > SMALL
-        return change_weight(change, weight, self._layout(synapses), kept=kept, compiled=compiled)
+        layout = self._layout(synapses)
+        compiled = self.compiled and layout.size > SMALL
+        return change_weight(change, synapses.weight, layout, kept=kept, compiled=compiled)
 
     def draw(self, synapses: Synapses, kept: Kept) -> None:
         """Draw what is kept of every synapse."""
         draw(kept, synapses.weight, self._layout(synapses))
 
     def factor(self, parts: Sequence[Part], weight: Tensor) -> Tensor | None:
-        """Product of what the mechanisms do to a weight's learning rate; None when none acts.
+        """Product of what the mechanisms do to a weight's learning rate, in its shape; None when none acts.
 
         Args:
             parts: What the mechanisms do, in the library's order.
             weight: Its values before the optimizer step.
         """
+        part = local(weight)
+        index = element_index(part.shape, full_shape=weight.shape, start=start_of(weight), device=weight.device)
+        with in_parts_of(weight):
+            factor = self._factor(parts, part, index)
+        return None if factor is None else as_part(factor.expand(part.shape), weight)
+
+    @staticmethod
+    def _factor(parts: Sequence[Part], weight: Tensor, index: Tensor) -> Tensor | None:
         product: Tensor | None = None
         average = None
         for part in parts:
@@ -122,8 +136,8 @@ class Plasticity:
                 continue
             if average is None and any(r is not None and r.reads_average for r in (rule, part.form.statistic)):
                 average = mean(weight.abs())
-            draw = None if part.noise is None else part.noise.at(Layout.logical_index(weight))
-            state = None if part.state is None else part.state.to(computing_dtype(part.state))
+            draw = None if part.noise is None else part.noise.at(index)
+            state = None if part.state is None else local(part.state).to(computing_dtype(part.state))
             block = Block(weight, None, average, None, state, draw, part.operands)
             if part.form.statistic is not None:
                 block = block._replace(mean=mean(part.form.statistic(block)))
@@ -164,14 +178,14 @@ class Plasticity:
             tuple(layout.operand(operand) for operand in part.operands),
         )
 
-    def _run_one(self, mode: Mode, work: Work, layout: Layout) -> None:
+    def _run_one(self, mode: Mode, work: Work, layout: Layout) -> Job:
         weight = work.synapses.weight.detach()
         other = self._other(mode, work.synapses)
         data = [self._data(part, layout) for part in work.parts]
         matrix = layout.matrix(weight)
         beside = None if other is None else layout.matrix(other)
         grad = _judged_grad(work.synapses, mode)
-        run(
+        yield from run(
             tuple(part.form for part in work.parts),
             mode,
             matrix,
@@ -180,13 +194,14 @@ class Plasticity:
             data,
             grad=None if grad is None else layout.matrix(grad),
             compiled=self.compiled,
+            spread=bool(layout.groups),
         )
         states = ((part.state, piece.state) for part, piece in zip(work.parts, data, strict=True))
         for tensor, result in ((weight, matrix), (other, beside), *states):
             if tensor is not None and result is not None:
                 layout.write_back(tensor, result)
 
-    def _run_side_by_side(self, mode: Mode, works: list[Work], layout: Layout) -> None:
+    def _run_side_by_side(self, mode: Mode, works: list[Work], layout: Layout) -> Job:
         """Layers of one shape as the rows of one matrix."""
         weights = [work.synapses.weight for work in works]
         others = [self._other(mode, work.synapses) for work in works]
@@ -194,7 +209,7 @@ class Plasticity:
         data = [self._stacked(parts, layout) for parts in zip(*(work.parts for work in works), strict=True)]
         matrix = layout.stack(weights)
         other = layout.stack(others) if others[0] is not None else None
-        run(
+        yield from run(
             tuple(part.form for part in works[0].parts),
             mode,
             matrix,
@@ -204,6 +219,7 @@ class Plasticity:
             grad=layout.stack(grads) if grads[0] is not None else None,
             layer_per_row=True,
             compiled=self.compiled,
+            spread=bool(layout.groups),
         )
         if mode == "after":
             layout.scatter(matrix, weights)

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
+from bio_lightning.functional._shards import shard, share_count
+from bio_lightning.plasticity import Store
+from bio_lightning.synapses import Synapses
+
 if TYPE_CHECKING:
     from bio_lightning.callbacks.mechanism import Mechanism
 
-__all__ = ["hand_over"]
+__all__ = ["hand_over", "put_in_place"]
 
 State = Mapping[str, Any]
 
@@ -51,6 +55,23 @@ def hand_over(mechanisms: Sequence[Mechanism], states: Mapping[str, Any]) -> Non
             "bio_lightning resumes with another configuration than the checkpoint's; the present one wins, save where"
             " it says otherwise.\n  " + "\n  ".join(differences)
         )
+
+
+def put_in_place(store: Store, synapses: Mapping[str, Synapses], counts: Collection[str]) -> None:
+    """Put what is kept of a weight where the weight is: on its device, and in shards where it is in shards.
+
+    A checkpoint holds it whole, so that any number of processes can go on from it.
+
+    Args:
+        store: Tensors by weight and key.
+        synapses: The weights by name.
+        counts: Keys of what counts synapses.
+    """
+    for name, held in synapses.items():
+        weight, tensors = held.weight, store.get(name, {})
+        for key, tensor in tensors.items():
+            placed = shard(tensor, weight) if tensor.shape == weight.shape else tensor
+            tensors[key] = (share_count(placed, weight) if key in counts else placed).to(weight.device)
 
 
 def _is_ours(state: Any) -> bool:

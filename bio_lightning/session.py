@@ -24,7 +24,7 @@ from bio_lightning.firing_rates import FiringRates, firing_modules
 from bio_lightning.kernels import Mode
 from bio_lightning.optimizers import Owner, Owners, apply_to_for, splits_gradient
 from bio_lightning.plasticity import Part, Plasticity, Store, Work, share_of_step
-from bio_lightning.resuming import hand_over
+from bio_lightning.resuming import hand_over, put_in_place
 from bio_lightning.settings import (
     Settings,
     agree,
@@ -82,7 +82,7 @@ class Session:
         self.architecture = Architecture(order=[])
         self.store: Store = {}
         self.steps: list[int] = []  # optimizer steps done, by optimizer
-        self.resumed = False
+        self.resumed = self._settled = False  # whether from a checkpoint; whether state has its first values
         self.rates = FiringRates(self.store)
         self.plasticity = Plasticity()
         self.settings = Settings()
@@ -150,13 +150,18 @@ class Session:
         """``on_fit_start``: find the synapses, restore or initialise their state, install hooks."""
         refuse_unsupported(trainer, agree(self.mechanisms), self.callbacks)
         self.survey(trainer.optimizers, trainer)
-        for mechanism in self.mechanisms:
-            mechanism.adopt(self)
+        self.rates.over_ranks = trainer.world_size > 1
+        if not trainer.strategy.restore_checkpoint_after_setup:
+            self._settle()
+
+    def _settle(self) -> None:
+        """Restore or initialise all state, and install hooks."""
+        self._settled = True
+        self._adopt()
         self._continue_counting()
         self.start()
         for optimizer in self._owners.optimizers:
             self._handles.append(optimizer.register_step_post_hook(self._after_step))
-        self.rates.over_ranks = trainer.world_size > 1
         self._watch_rates()
         if self.rates.hooked:
             recompile_for_hooks(self.module)
@@ -178,18 +183,20 @@ class Session:
                     getattr(mechanism, phase)(self, synapses)
 
     def ready(self) -> None:
-        """``on_train_start``, after every restore: place the state on its weights' devices and check it."""
-        for mechanism in self.mechanisms:
-            mechanism.adopt(self)
-        for name, tensors in self.store.items():
-            if name in self.synapses:
-                device = self.synapses[name].weight.device
-                for key, tensor in tensors.items():
-                    tensors[key] = tensor.to(device)
+        """``on_train_start``, after every restore: check the state; some strategies restore after ``on_fit_start``."""
+        if not self._settled:
+            self._settle()
+        self._adopt()
         for mechanism in self.mechanisms:
             for synapses in mechanism.targets.values():
                 mechanism.verify(self, synapses)
         self._report()
+
+    def _adopt(self) -> None:
+        """Take over what a checkpoint has restored."""
+        for mechanism in self.mechanisms:
+            mechanism.adopt(self)
+        put_in_place(self.store, self.synapses, {key for mechanism in self.mechanisms for key in mechanism.counts})
 
     def end(self) -> None:
         """``teardown`` and ``on_exception``: leave no hook behind."""
@@ -203,7 +210,7 @@ class Session:
         for of_a_step in (self._turns, self._passed, self._stepped, self._touched):  # an exception leaves it half done
             of_a_step.clear()
         self._owner_index = {n: owner.index for n, s in self.synapses.items() if (owner := self.owner(s.weight))}
-        self.resumed = False
+        self.resumed = self._settled = False
         self._owners = Owners([])
 
     def _find_synapses(self) -> None:
@@ -288,8 +295,7 @@ class Session:
         """``on_before_optimizer_step``: the pass where it has not run in ``on_after_backward``."""
         scaler = _scaler(trainer)
         if scaler is not None:
-            if _unscales_itself(optimizer):
-                refuse_scaled_gradients(self.mechanisms, optimizer)
+            refuse_scaled_gradients(self.mechanisms, optimizer)
             if self._will_skip(scaler, optimizer):
                 self.rates.discard(self._names(self._owners.optimizers.index(optimizer)))
                 return
@@ -465,7 +471,3 @@ def _accumulating(trainer: pl.Trainer) -> bool:
 
 def _scaler(trainer: pl.Trainer) -> Any:
     return getattr(trainer.precision_plugin, "scaler", None)
-
-
-def _unscales_itself(optimizer: Optimizer) -> bool:
-    return bool(getattr(optimizer, "_step_supports_amp_scaling", False))

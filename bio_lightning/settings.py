@@ -25,7 +25,7 @@ __all__ = ["Settings", "agree", "compiles", "refuse_scaled_gradients", "refuse_s
 
 #: What is worth compiling for.
 _MANY_WEIGHTS, _FEW_STEPS = 4_000_000, 500
-_SHARDING = ("FSDP", "ModelParallel", "DeepSpeed", "XLA")
+_SHARDING = ("FSDP", "DeepSpeed", "XLA")
 
 
 class Settings(NamedTuple):
@@ -83,7 +83,7 @@ def refuse_unsupported(trainer: pl.Trainer, settings: Settings, callbacks: Seque
     """Refuse what cannot be supported, and warn of what has no effect.
 
     Raises:
-        MisconfigurationException: The strategy shards weights, an averaging callback comes before ours, another one
+        MisconfigurationException: The strategy hides weights, an averaging callback comes before ours, another one
             replaces parameters, nobody can see when an optimizer steps, or ``apply_to`` cannot work with it.
     """
     names = _names(callbacks)
@@ -97,7 +97,8 @@ def refuse_unsupported(trainer: pl.Trainer, settings: Settings, callbacks: Seque
     strategy = type(trainer.strategy).__name__
     if any(word in strategy for word in _SHARDING):
         raise MisconfigurationException(
-            f"{names}: bio_lightning does not support {strategy} yet, which shards weights; use a single device or DDP"
+            f"{names}: bio_lightning does not support {strategy}, whose weights it cannot see in training; use"
+            " ModelParallelStrategy with fully_shard (FSDP2), DDP, or a single device"
         )
     if any(isinstance(callback, ModelPruning) for callback in listed):
         raise MisconfigurationException(
@@ -147,7 +148,8 @@ def refuse_scaled_gradients(mechanisms: Sequence[Mechanism], optimizer: Optimize
     Raises:
         MisconfigurationException: A mechanism judges gradients.
     """
-    for mechanism in mechanisms:
+    unscales_itself = getattr(optimizer, "_step_supports_amp_scaling", False)
+    for mechanism in mechanisms if unscales_itself else ():
         if mechanism.judges_gradients:
             raise MisconfigurationException(
                 f"{type(mechanism).__name__} judges gradients, but {type(optimizer).__name__} unscales them only inside"

@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from bio_lightning.errors import BioConfigError, nearest_name
+from bio_lightning.functional._shards import cut
 
 __all__ = [
     "ALL_KINDS",
@@ -120,23 +121,26 @@ class Synapses:
         return self.shape[1] * self.groups if self.kind == "conv_transpose" else self.shape[0]
 
     def along_presynaptic(self, values: Tensor) -> Tensor:
-        """One value per presynaptic neuron, shaped to broadcast against the weight."""
+        """One value per presynaptic neuron, shaped to broadcast against the weight, or this process's part of it."""
         if self.kind == "conv_transpose":
-            return values.view(-1, *(1,) * (len(self.shape) - 1))
+            return self._per_row(values)
         return self._spread(values, repeats=self.shape[0] // self.groups)
 
     def along_postsynaptic(self, values: Tensor) -> Tensor:
-        """One value per postsynaptic neuron, shaped to broadcast against the weight."""
+        """One value per postsynaptic neuron, shaped to broadcast against the weight, or this process's part of it."""
         if self.kind == "conv_transpose":
             return self._spread(values, repeats=self.shape[0] // self.groups)
-        return values.view(-1, *(1,) * (len(self.shape) - 1))
+        return self._per_row(values)
+
+    def _per_row(self, values: Tensor) -> Tensor:
+        return cut(values.view(-1, *(1,) * (len(self.shape) - 1)), self.weight)
 
     def _spread(self, values: Tensor, repeats: int) -> Tensor:
         """Values of axis 1, which holds only one group's neurons; the group follows from the position on axis 0."""
         rows = values.view(self.groups, -1)
         if self.groups > 1:
             rows = rows.repeat_interleave(repeats, dim=0)
-        return rows.view(*rows.shape, *(1,) * (len(self.shape) - 2))
+        return cut(rows.view(*rows.shape, *(1,) * (len(self.shape) - 2)), self.weight)
 
 
 def _weights_of(module: nn.Module) -> Iterator[tuple[str, Kind]]:

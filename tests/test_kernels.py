@@ -17,6 +17,7 @@ from bio_lightning import (
     multipliers,
     plasticity,
 )
+from bio_lightning.kernels import Data
 from tests.models import CLASSES, CNN, MLP, different, fit, make_model, weights_of
 
 
@@ -187,3 +188,44 @@ def test_snapshots_are_made_once(monkeypatch):
     fit(model, [VolumeDependentLR()], steps=6)
     weights = sum(1 for name, _ in model.named_parameters() if name.endswith("weight"))
     assert len(made) == weights
+
+
+@pytest.mark.parametrize(("mode", "kernel"), [("gradient", "eager"), ("before", "eager"), ("gradient", "compiled")])
+def test_parts_of_a_layer_are_swept_as_the_whole(mode, kernel):
+    """Three processes hold it, one of them nothing."""
+    torch.manual_seed(0)
+    forms = Crystallization(crystal_thresh=0.5, recovery=0.2)._form, VolumeDependentLR()._form, SynapticScaling()._form
+    forms = forms[:1] if kernel == "compiled" else forms  # which takes its time
+    weight, grad, rate = torch.randn(6, 5), torch.randn(6, 5), torch.rand(6, 1)
+
+    def swept(first: int, last: int, spread: bool):
+        own = [tensor[first:last].clone() for tensor in (weight, grad, torch.ones(6, 5))]
+        row, column = torch.arange(first, last, dtype=torch.int32) * 5, torch.arange(5, dtype=torch.int32)
+        data = [Data(own[2]), Data(keys=(1, 2)), Data(operands=(rate[first:last],))][: len(forms)]
+        more = {"compiled": spread and kernel == "compiled", "spread": spread, "grad": own[1]}
+        other = own[1] if mode == "gradient" else torch.zeros_like(own[0])
+        return [*own, other], kernels.run(forms, mode, own[0], other, (row, column), data, **more)
+
+    whole, job = swept(0, 6, spread=False)
+    kernels.finish_together([((), job)])
+    parts = [swept(first, last, spread=True) for first, last in ((0, 2), (2, 6), (6, 6))]
+    with torch.no_grad():
+        said = [next(job) for _tensors, job in parts]
+        steps = 1
+        while True:
+            total = torch.stack(said).sum(dim=0)
+            said = [answer for _t, job in parts if (answer := _go_on(job, total)) is not None]
+            if not said:
+                break
+            steps += 1
+    assert steps == min(len(forms), 2), "the mean weight, then what depends on it"
+    for expected, pieces in zip(whole, zip(*(tensors for tensors, _job in parts), strict=True), strict=True):
+        assert torch.allclose(torch.cat(pieces), expected, rtol=1e-6, atol=1e-7)
+    assert not torch.equal(whole[2], torch.ones(6, 5)), "some crystallize"
+
+
+def _go_on(job, total):
+    try:
+        return job.send(total)
+    except StopIteration:
+        return None

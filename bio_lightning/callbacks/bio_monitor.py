@@ -13,6 +13,7 @@ from torchmetrics import Metric
 
 from bio_lightning.callbacks.base import BioCallback
 from bio_lightning.callbacks.mechanism import Observables
+from bio_lightning.functional._shards import groups_of, whole
 from bio_lightning.metrics import CrystallizedFraction, FiringRate, MultiplierSpread, SignViolations, Turnover
 from bio_lightning.plan import plan_table
 from bio_lightning.session import Session
@@ -84,12 +85,14 @@ class BioMonitor(BioCallback):
         self._names: list[str] = []
         self._metrics: dict[tuple[str, str, str], Metric] = {}
         self._due = False
+        self._is_sharded = False
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Choose the layers."""
         super().on_fit_start(trainer, pl_module)
         chosen, _ = select(self.session.synapses, self.include, self.exclude, owner=self.name)
         self._names = [synapses.name for synapses in chosen]
+        self._is_sharded = any(groups_of(synapses.weight) for synapses in chosen)
         self._metrics.clear()
         self._due = False
         if not self.session.mechanisms:
@@ -106,7 +109,8 @@ class BioMonitor(BioCallback):
     ) -> None:
         """Log, where it is due."""
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-        if not trainer.loggers or not trainer.is_global_zero:  # every rank knows the same
+        # every rank knows the same of a weight, unless each holds a shard of it
+        if not trainer.loggers or not (trainer.is_global_zero or self._is_sharded):
             return
         self._due = self._due or _lightning_logs(trainer)
         if self._due and self.session.stepped:
@@ -115,7 +119,7 @@ class BioMonitor(BioCallback):
 
     def _log(self, trainer: pl.Trainer) -> None:
         statistics = self._statistics()
-        if statistics:
+        if statistics and trainer.is_global_zero:
             # one transfer for all of them
             values = torch.stack(list(statistics.values())).tolist()
             step = trainer.fit_loop.epoch_loop._batches_that_stepped
@@ -131,7 +135,7 @@ class BioMonitor(BioCallback):
             for mechanism, observed in _observed(self.session, synapses):
                 for family, values in observed.items():
                     metric = self._metric(mechanism, family, synapses)
-                    metric.update(*values)
+                    metric.update(*(whole(value) if isinstance(value, Tensor) else value for value in values))
                     series.setdefault((mechanism, family), {})[name] = metric
         for metrics in series.values():
             metrics[_OVERALL] = _merged(metrics.values())
@@ -170,7 +174,7 @@ def _observed(session: Session, synapses: Synapses) -> Iterator[tuple[str, Obser
         weight = synapses.weight
         parts = session.parts(synapses, max(session.step_of(synapses) - 1, 0))
         factor = session.plasticity.factor(parts, weight.detach())
-        yield "plasticity", {"multiplier": ((weight.new_ones(()) if factor is None else factor).expand_as(weight),)}
+        yield "plasticity", {"multiplier": (torch.ones_like(weight) if factor is None else factor,)}
 
 
 def _merged(metrics: Iterable[Metric]) -> Metric:

@@ -13,6 +13,7 @@ from bio_lightning import functional
 from bio_lightning.callbacks.mechanism import Observables, ScheduledMechanism, require
 from bio_lightning.errors import BioConfigError
 from bio_lightning.events import Change
+from bio_lightning.functional._shards import count_of, in_parts_of, local, whole
 from bio_lightning.kernels import Block, Rule
 from bio_lightning.optimizers import Owner
 from bio_lightning.parameters import number
@@ -54,6 +55,7 @@ class DalesPrinciple(ScheduledMechanism):
     kinds: ClassVar[frozenset[Kind]] = ALL_KINDS - {"embedding"}
     #: A weight has a count of violations from the moment on when it has its signs.
     stored: ClassVar[tuple[str, ...]] = ("signs", "violations")
+    counts: ClassVar[tuple[str, ...]] = ("violations",)
     settled_at_start: ClassVar[frozenset[str]] = frozenset(("seed", "excitatory_fraction", "balanced", "shared"))
 
     excitatory_fraction: float = number(0.8, ge=0, le=1)
@@ -112,7 +114,7 @@ class DalesPrinciple(ScheduledMechanism):
         tensors["signs"] = signs
         if session.resumed:
             self._foreign.add(synapses.name)
-            tensors["violations"] = torch.zeros((), dtype=torch.int64, device=signs.device)
+            tensors["violations"] = _no_violations(synapses.weight)
         elif self.active(0) and synapses.weight.requires_grad:
             self._give_signs(session, synapses)
 
@@ -120,7 +122,7 @@ class DalesPrinciple(ScheduledMechanism):
         """Weights of a checkpoint that does not know the signs are projected, or refused."""
         if synapses.name not in self._foreign or not self.active(session.step_of(synapses)):
             return
-        wrong = self._project(session, synapses)
+        wrong = whole(self._project(session, synapses))
         if self.on_mismatch == "refuse" and int(wrong) > 0:
             raise MisconfigurationException(
                 f"DalesPrinciple: {int(wrong)} weights of {synapses.name} contradict their neuron's sign;"
@@ -149,10 +151,10 @@ class DalesPrinciple(ScheduledMechanism):
 
     @torch.no_grad()
     def _give_signs(self, session: Session, synapses: Synapses) -> None:
-        weight = synapses.weight
-        signs = self.imposed_signs(session, synapses)
-        weight.copy_(functional.dalian_network_initialization(weight, signs, balanced=self.balanced))
-        session.store[synapses.name]["violations"] = torch.zeros((), dtype=torch.int64, device=weight.device)
+        weight, signs = local(synapses.weight), self.imposed_signs(session, synapses)
+        with in_parts_of(synapses.weight):
+            weight.copy_(functional.dalian_network_initialization(weight, signs, balanced=self.balanced))
+        session.store[synapses.name]["violations"] = _no_violations(synapses.weight)
 
     def _project(self, session: Session, synapses: Synapses) -> Tensor:
         """How many weights had the wrong sign."""
@@ -191,6 +193,10 @@ class DalesPrinciple(ScheduledMechanism):
                     raise BioConfigError(f"{self.name}.shared", name, "every layer in one group only")
                 groups[name] = names
         return groups
+
+
+def _no_violations(weight: Tensor) -> Tensor:
+    return count_of(torch.zeros((), dtype=torch.int64, device=weight.device), weight)
 
 
 def _projected(block: Block) -> tuple[Tensor, Tensor]:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, ClassVar, Literal
 
+import torch.distributed
 from torch import Tensor
 
 from bio_lightning.callbacks.base import BioCallback
 from bio_lightning.errors import BioConfigError
 from bio_lightning.events import Kept
+from bio_lightning.functional._shards import whole
 from bio_lightning.functional.noise import Noise, stream
 from bio_lightning.kernels import Kernel
 from bio_lightning.optimizers import ApplyTo, Owner
@@ -48,6 +50,8 @@ class Mechanism(BioCallback):
     kinds: ClassVar[frozenset[Kind]] = ALL_KINDS
     #: Its keys in the shared store, saved in checkpoints.
     stored: ClassVar[tuple[str, ...]] = ()
+    #: Those of them that count synapses.
+    counts: ClassVar[tuple[str, ...]] = ()
     #: Whether its factor is kept from step to step, and so part of ``multipliers``.
     keeps_multiplier: ClassVar[bool] = False
     #: Arguments that act at the start alone: after a resume what they led to stays.
@@ -149,14 +153,19 @@ class Mechanism(BioCallback):
         return (*self.stored, *self.rates_needed, *counts)
 
     def state_dict(self) -> dict[str, Any]:
-        """Arguments, step counters and the stored tensors: tensors and primitives only."""
+        """Arguments, step counters and the stored tensors: tensors and primitives only.
+
+        What is in shards is put together on rank zero, whose state Lightning saves, and missing on other ranks.
+        """
         if self._session is None or not self.targets:
             return self._restored
         store = self._session.store
-        weights = {
-            name: {key: store[name][key] for key in self.saved_keys(name) if key in store.get(name, {})}
-            for name in self.targets
-        }
+        weights: dict[str, dict[str, Tensor]] = {name: {} for name in self.targets}
+        for name, tensors in weights.items():
+            for key in self.saved_keys(name):
+                saved = _put_together(store[name][key]) if key in store.get(name, {}) else None
+                if saved is not None:
+                    tensors[key] = saved
         if self.rates_needed:
             for name, tensors in weights.items():
                 tensors.update(self._session.rates.pending(name))
@@ -245,8 +254,16 @@ class PlasticityMechanism(ScheduledMechanism):
             part = self.part(session, synapses, step)
             factor = None if part is None else session.plasticity.factor([part], weight.detach())
             if factor is not None:
-                observed["multiplier"] = (factor.expand_as(weight),)
+                observed["multiplier"] = (factor,)
         return observed
+
+
+def _put_together(tensor: Tensor) -> Tensor | None:
+    """A tensor as it is saved: one layer at a time is whole, and then leaves the device."""
+    full = whole(tensor)
+    if full is tensor:
+        return tensor
+    return full.cpu() if torch.distributed.get_rank() == 0 else None
 
 
 def _primitive(value: Any) -> Any:

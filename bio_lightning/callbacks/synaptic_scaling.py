@@ -11,6 +11,7 @@ from torch import Tensor
 
 from bio_lightning import functional
 from bio_lightning.callbacks.mechanism import PlasticityMechanism
+from bio_lightning.functional._shards import local
 from bio_lightning.kernels import Block, Form, Rule
 from bio_lightning.optimizers import Owner
 from bio_lightning.parameters import number
@@ -95,7 +96,7 @@ class SynapticScaling(PlasticityMechanism):
         """Homeostatic change of the weights themselves."""
         rate = session.store.get(synapses.name, {}).get("rate")
         if self.rule == "tetzlaff" and rate is not None:
-            weight = synapses.weight
+            weight = local(synapses.weight)
             weight.add_(
                 functional.tetzlaff_change(
                     weight,

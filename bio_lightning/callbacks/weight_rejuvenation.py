@@ -12,7 +12,8 @@ from bio_lightning import functional
 from bio_lightning.callbacks.mechanism import Observables, ScheduledMechanism
 from bio_lightning.errors import BioConfigError, nearest_name
 from bio_lightning.events import Change, Kept, change_weight, silence
-from bio_lightning.functional._layer import mean, std
+from bio_lightning.functional._layer import mean, std, total
+from bio_lightning.functional._shards import count_of, cut, in_parts_of, local, start_of, whole
 from bio_lightning.functional.noise import Draw
 from bio_lightning.functional.quantiles import quantile_table, segments
 from bio_lightning.functional.weight_rejuvenation import Source
@@ -57,6 +58,7 @@ class WeightRejuvenation(ScheduledMechanism):
     name: ClassVar[str] = "weight_rejuvenation"
     order: ClassVar[int] = 50
     stored: ClassVar[tuple[str, ...]] = ("initial_std", "quantiles", "replaced", "replaced_total")
+    counts: ClassVar[tuple[str, ...]] = ("replaced", "replaced_total")
 
     every_n_steps: int = number(100, ge=1)
     select: Literal["magnitude", "activity"] = "magnitude"
@@ -95,13 +97,15 @@ class WeightRejuvenation(ScheduledMechanism):
     def start(self, session: Session, synapses: Synapses) -> None:
         """Remember the layer's initial distribution."""
         tensors = session.store.setdefault(synapses.name, {})
-        weight = _without_padding(synapses)
+        weight = synapses.weight.detach()
         if "quantiles" not in tensors:
             self._raise_on_nan(synapses.name, weight)
-            tensors["quantiles"] = quantile_table(weight)
-            tensors["initial_std"] = std(weight)
+            initial = _without_padding(synapses, whole(weight))
+            tensors["quantiles"] = quantile_table(initial)
+            tensors["initial_std"] = std(initial)
         for key in ("replaced", "replaced_total"):
-            tensors.setdefault(key, torch.zeros((), dtype=torch.int64, device=weight.device))
+            zero = torch.zeros((), dtype=torch.int64, device=weight.device)
+            tensors.setdefault(key, count_of(zero, weight))
 
     @torch.no_grad()
     def finish(self, session: Session, synapses: Synapses, owner: Owner, completed: range) -> None:
@@ -122,7 +126,7 @@ class WeightRejuvenation(ScheduledMechanism):
     def _turn_over(self, session: Session, synapses: Synapses, owner: Owner, step: int) -> None:
         """Replace weak synapses, in one pass over the weight and all that is kept of it."""
         tensors, weight = session.store[synapses.name], synapses.weight
-        scale = tensors["initial_std"] if self.reference == "initial" else std(_without_padding(synapses))
+        scale = tensors["initial_std"] if self.reference == "initial" else _current_std(synapses)
         if _is_at_hand(scale) and not bool(scale > 0):
             self._raise_on_nan(synapses.name, weight)
             session.tell(f"{synapses.name} is not rejuvenated: the standard deviation of its weights is 0")
@@ -133,9 +137,9 @@ class WeightRejuvenation(ScheduledMechanism):
             operands["signs"] = signs
         if synapses.padding_row is not None:
             rows = torch.arange(weight.shape[0], device=weight.device).view(-1, *(1,) * (weight.ndim - 1))
-            operands["is_synapse"] = rows != synapses.padding_row
+            operands["is_synapse"] = cut(rows != synapses.padding_row, weight)
         if self.source == "lognormal":
-            operands["centre"], operands["spread"] = functional.lognormal_fit(weight)
+            operands["centre"], operands["spread"] = _lognormal_fit(weight)
         settings = {"dre": self.dre, "shrinkage": self.shrinkage, "source": self.source}
         turnover = Change(
             Rule(_turnover, (("given", (*operands, "table")), *settings.items())),
@@ -149,7 +153,7 @@ class WeightRejuvenation(ScheduledMechanism):
     def _change(self, session: Session, synapses: Synapses, owner: Owner, change: Change, step: int) -> None:
         """Change a target; its new synapses start young: optimizer moments, multipliers."""
         changed = session.plasticity.change(synapses, change, self._kept(session, synapses, owner, step))
-        self._look_for_nan(synapses.name, synapses.weight, changed.total)
+        self._look_for_nan(synapses.name, synapses.weight, whole(changed.total))
         tensors = session.store[synapses.name]
         tensors["replaced"] = changed.number
         tensors["replaced_total"] = tensors["replaced_total"] + changed.number
@@ -167,7 +171,9 @@ class WeightRejuvenation(ScheduledMechanism):
 
     @staticmethod
     def _raise_on_nan(name: str, weight: Tensor) -> None:
-        if bool(weight.isnan().any()):
+        with in_parts_of(weight):
+            found = bool(total(local(weight).isnan()) > 0)
+        if found:
             raise RuntimeError(
                 f"{name} contains NaN, which WeightRejuvenation would hide; find its source, with detect_anomaly=True"
             )
@@ -193,7 +199,7 @@ class WeightRejuvenation(ScheduledMechanism):
         if signs is not None:
             operands["signs"] = signs
         if self.source == "lognormal":
-            operands["centre"], operands["spread"] = functional.lognormal_fit(synapses.weight)
+            operands["centre"], operands["spread"] = _lognormal_fit(synapses.weight)
         settings = {"shrinkage": self.shrinkage, "source": self.source}
         renewal = Change(
             Rule(_renewal, (("given", (*operands, "table")), *settings.items())),
@@ -206,7 +212,7 @@ class WeightRejuvenation(ScheduledMechanism):
         bias = synapses.module._parameters.get("bias")
         if bias is not None and (bias_owner := session.owner(bias)) is not None:
             moments = self._moments_of(session, f"{synapses.module_name}.bias", bias_owner, bias)
-            change_weight(silence(dormant), bias, Layout(bias), kept=moments)
+            change_weight(silence(cut(dormant, bias)), bias, Layout(bias), kept=moments)
         for reader, block in self._readers[synapses.name] or ():
             self._silence(session, reader, dormant.repeat_interleave(block), step)
         tensors["rate"] = torch.where(dormant, mean(rate), rate)  # a new neuron gets time to find its rate
@@ -254,11 +260,21 @@ class WeightRejuvenation(ScheduledMechanism):
         return block
 
 
-def _without_padding(synapses: Synapses) -> Tensor:
-    """The weights without an embedding's row for padding, which is no synapse but a constant zero."""
+def _without_padding(synapses: Synapses, rows: Tensor, first: int = 0) -> Tensor:
+    """The weight's rows from ``first`` on, without an embedding's row for padding, a constant zero and no synapse."""
+    padding = -1 if synapses.padding_row is None else synapses.padding_row - first
+    return torch.cat([rows[:padding], rows[padding + 1 :]]) if 0 <= padding < len(rows) else rows
+
+
+def _current_std(synapses: Synapses) -> Tensor:
     weight = synapses.weight.detach()
-    padding = synapses.padding_row
-    return weight if padding is None else torch.cat([weight[:padding], weight[padding + 1 :]])
+    with in_parts_of(weight):
+        return std(_without_padding(synapses, local(weight), start_of(weight)[0]))
+
+
+def _lognormal_fit(weight: Tensor) -> tuple[Tensor, Tensor]:
+    with in_parts_of(weight):
+        return functional.lognormal_fit(local(weight))
 
 
 def _is_at_hand(tensor: Tensor) -> bool:

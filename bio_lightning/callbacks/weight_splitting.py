@@ -10,6 +10,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import StochasticWeightAveraging
+from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import nn
 
 from bio_lightning import functional
@@ -72,6 +73,11 @@ class WeightSplitting(Mechanism):
             raise MisconfigurationException(
                 "WeightSplitting cannot work with a spawning strategy, which copies back only weights of unchanged"
                 " shape; use strategy='ddp'"
+            )
+        if self.mode == "synapses" and isinstance(trainer.strategy, ModelParallelStrategy):
+            raise MisconfigurationException(
+                "WeightSplitting(mode='synapses') cannot work with ModelParallelStrategy, which shards weights"
+                " before they are split; use mode='grouped', or strategy='ddp'"
             )
         listed: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined] # set by Lightning's connector
         self._order = agree([c for c in listed if isinstance(c, Mechanism)]).forward_order

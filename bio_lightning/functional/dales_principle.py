@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bio_lightning.functional._layer import computing_dtype, ratio
+from bio_lightning.functional._layer import computing_dtype, ratio, total
 from bio_lightning.functional.noise import Noise
 
 __all__ = ["dalian_network_initialization", "enforce_dales_principle", "random_signs"]
@@ -58,13 +58,13 @@ def dalian_network_initialization(weight: Tensor, signs: Tensor, *, balanced: bo
     signed = weight.abs().to(computing_dtype(weight)) * signs
     if balanced:
         zero = torch.zeros_like(signed)
-        excitation = torch.where(signed > 0, signed, zero).sum(dtype=torch.float64)
-        inhibition = torch.where(signed < 0, -signed, zero).sum(dtype=torch.float64)
-        norm = signed.to(torch.float64).square().sum().sqrt()
+        excitation = total(torch.where(signed > 0, signed, zero))
+        inhibition = total(torch.where(signed < 0, -signed, zero))
+        norm = total(signed.to(torch.float64).square()).sqrt()
         gain = ratio(excitation, inhibition, at_zero=1.0)
         gain = torch.where(excitation > 0, gain, torch.ones_like(gain)).to(signed.dtype)
         signed = torch.where(signed < 0, signed * gain, signed)
-        new_norm = signed.to(torch.float64).square().sum().sqrt()
+        new_norm = total(signed.to(torch.float64).square()).sqrt()
         signed = signed * ratio(norm, new_norm, at_zero=1.0).to(signed.dtype)
     return signed.to(weight.dtype)
 

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from bio_lightning.functional._layer import computing_dtype
+from bio_lightning.functional._layer import computing_dtype, total
 from bio_lightning.functional.noise import Draw, Noise
 from bio_lightning.functional.quantiles import from_quantiles
 
@@ -102,11 +102,11 @@ def lognormal_fit(weight: Tensor) -> tuple[Tensor, Tensor]:
     """
     size = weight.abs().to(torch.float64)
     alive = size > 0
-    count = alive.sum().clamp(min=1)
+    count = total(alive)
     logs = torch.where(alive, size, torch.ones_like(size)).log()
-    centre = logs.sum() / count
-    spread = (torch.where(alive, logs - centre, torch.zeros_like(logs)).square().sum() / count).sqrt()
-    centre = torch.where(alive.any(), centre, -torch.inf)
+    centre = total(logs) / count.clamp(min=1)
+    spread = (total(torch.where(alive, logs - centre, torch.zeros_like(logs)).square()) / count.clamp(min=1)).sqrt()
+    centre = torch.where(count > 0, centre, -torch.inf)
     return centre.to(computing_dtype(weight)), spread.to(computing_dtype(weight))
 
 

@@ -215,14 +215,15 @@ def test_positive_values_are_counted_exactly_beyond_the_whole_numbers_of_float32
 @pytest.mark.parametrize("kernel", ["eager", "compiled"])
 def test_factor_toward_the_layers_mean_is_that_of_the_formula(kernel):
     from bio_lightning.callbacks.synaptic_scaling import SynapticScaling
-    from bio_lightning.kernels import Block, Data, run
+    from bio_lightning.kernels import Block, Data, finish_together, run
     from tests import reference
 
     form = SynapticScaling(strength=1.5, min=0.2, max=4.0)._form
     rates, grad = [0.05, 0.2, 0.3, 0.9], torch.ones(4, 5)
     index = torch.arange(4, dtype=torch.int32) * 5, torch.arange(5, dtype=torch.int32)
     data = [Data(operands=(torch.tensor(rates).view(4, 1),))]
-    run((form,), "gradient", torch.ones(4, 5), grad, index, data, compiled=kernel == "compiled")
+    job = run((form,), "gradient", torch.ones(4, 5), grad, index, data, compiled=kernel == "compiled")
+    finish_together([((), job)])
     expected = [reference.scaling_factor(a, sum(rates) / 4, strength=1.5, low=0.2, high=4.0) for a in rates]
     assert grad[:, 0].tolist() == pytest.approx(expected, rel=1e-6)
     assert len(set(expected)) == 4

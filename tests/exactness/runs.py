@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 
 from bio_lightning import multipliers
 from bio_lightning.callbacks import BioCallback
+from bio_lightning.functional._shards import whole
 from tests.cases import ACTIVE, MECHANISMS, active, all_on
 from tests.models import CNN, MLP, Recurrent, Tied, Transformer, ZooModel, make_trainer, weights_of
 
@@ -97,7 +98,7 @@ def train(model: ZooModel, callbacks: Sequence[pl.Callback], batches: Batches, *
 def state_of(
     model: ZooModel, callbacks: Sequence[pl.Callback], optimizers: Sequence[torch.optim.Optimizer] = ()
 ) -> dict[str, Tensor]:
-    """Everything that a run has changed, flat, by a name that says where it is from."""
+    """Everything that a run has changed, flat, by a name that says where it is from; where in shards, put together."""
     state = {f"weight {name}": tensor for name, tensor in weights_of(model).items()}
     for number, optimizer in enumerate(optimizers):
         for place, parameter in enumerate(p for group in optimizer.param_groups for p in group["params"]):
@@ -111,7 +112,7 @@ def state_of(
         state |= {f"multiplier {name}": tensor for name, tensor in multipliers(model).items()}
         for name, tensors in session.store.items():
             state |= {f"{key} {name}": tensor.clone() for key, tensor in tensors.items()}
-    return state
+    return {name: whole(tensor) for name, tensor in state.items()}
 
 
 def unequal(first: dict[str, Tensor], second: dict[str, Tensor], tolerance: float = 0.0) -> list[str]:

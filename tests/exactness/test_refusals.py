@@ -11,6 +11,7 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelPruning, StochasticWeightAveraging, WeightAveraging
 from lightning.pytorch.plugins import MixedPrecision
+from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import nn
 
 from bio_lightning import (
@@ -117,6 +118,10 @@ REFUSALS = {
         lambda: [WeightSplitting()], {"strategy": "ddp_spawn"},
         "WeightSplitting", "spawning strategy", "strategy='ddp'",
     ),
+    "a split in shards": (
+        lambda: [WeightSplitting()], {"strategy": ModelParallelStrategy(1, 1, process_group_backend="gloo")},
+        "WeightSplitting(mode='synapses')", "ModelParallelStrategy", "use mode='grouped', or strategy='ddp'",
+    ),
     "a weight of two optimizers": (
         lambda: [WeightRejuvenation(include="head*")], {"model": Shared},
         "WeightRejuvenation", "head.0.weight belongs to several optimizers", "give it to one, or exclude it",
@@ -198,7 +203,7 @@ def test_refused_before_the_first_step(name):
     assert not watch.stepped or name == "fused optimizer under a scaler"  # inside the step, before a weight moves
 
 
-@pytest.mark.parametrize("strategy", ["FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy", "XLAStrategy"])
+@pytest.mark.parametrize("strategy", ["FSDPStrategy", "DeepSpeedStrategy", "XLAStrategy"])
 def test_sharding_is_refused(strategy):
     callbacks = [FuzzyLearningRates(), DalesPrinciple()]
     # most of them cannot be made without their hardware or package
@@ -206,7 +211,7 @@ def test_sharding_is_refused(strategy):
     trainer = types.SimpleNamespace(callbacks=callbacks, strategy=used.__new__(used), optimizers=[])
     with pytest.raises(MisconfigurationException) as caught:
         refuse_unsupported(trainer, Settings(), callbacks)
-    for words in ("FuzzyLearningRates, DalesPrinciple", strategy, "use a single device or DDP"):
+    for words in ("FuzzyLearningRates, DalesPrinciple", strategy, "use ModelParallelStrategy with fully_shard (FSDP2)"):
         assert words in str(caught.value)
 
 
