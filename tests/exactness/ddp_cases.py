@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import datetime
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +14,8 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 
 from tests.cases import CASES as MECHANISM_CASES
+from tests.exactness import resuming
+from tests.exactness.resuming import Break, break_off, everything, last_checkpoint
 from tests.exactness.runs import MODELS, SETS, TOGETHER, Batches, PlainCNN, scaled, train
 from tests.models import CLASSES, MLP, TwoOptimizers, ZooModel, make_model
 
@@ -103,9 +105,11 @@ _VIEWS, _STATIC, _UNUSED = (
 )
 
 _BOTH = ("everything", "by_activity")
+#: Each mechanism in its first form.
+FIRST = [f"{name}-{next(iter(case.active))}" for name, case in MECHANISM_CASES.items()]
 
 CASES: dict[str, Case] = {
-    **{f"alone-{label}": Case(label, steps=12) for label in SETS if label not in TOGETHER},
+    **{f"alone-{label}": Case(label, steps=200 if label in FIRST else 12) for label in SETS if label not in TOGETHER},
     **{f"{label}-long": Case(label, "momentum", steps=200) for label in _BOTH},
     **{f"{label}-long-float32": Case(label, "adam", steps=200, double=False) for label in _BOTH},
     **{f"{label}-adam": Case(label, "adam") for label in TOGETHER},
@@ -125,7 +129,7 @@ CASES: dict[str, Case] = {
 
 def cases_of(world: int) -> list[str]:
     """All cases in two processes; in more, each mechanism alone in its first form only, which saves time."""
-    first = {f"alone-{name}-{next(iter(case.active))}" for name, case in MECHANISM_CASES.items()}
+    first = {f"alone-{label}" for label in FIRST}
     return [name for name in CASES if world == 2 or not name.startswith("alone-") or name in first]
 
 
@@ -136,11 +140,89 @@ def unrelated(rank: int, world: int) -> dict[str, Tensor]:
     return train(model, SETS["by_activity"](), shares)
 
 
-def run_all(rank: int, world: int, port: int, folder: str) -> None:
+def run_all(rank: int, world: int) -> dict[str, dict[str, Tensor]]:
     """All cases in one process of a group."""
-    os.environ.update(
-        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), WORLD_SIZE=str(world), NODE_RANK="0", LOCAL_RANK=str(rank)
-    )
-    torch.set_num_threads(1)
     states = {name: CASES[name].run(rank, world) for name in cases_of(world)}
-    torch.save({**states, "unrelated": unrelated(rank, world)}, f"{folder}/{rank}.pt")
+    return {**states, "unrelated": unrelated(rank, world)}
+
+
+# ---- runs that break off ---------------------------------------------------------------------------------------------
+
+
+def of_rank(rank: int = 0, world: int = 1) -> type[ZooModel]:
+    """A model that sees its rank's share of every batch."""
+
+    class OfRank(MLP):
+        def batches(self, count: int, size: int = GLOBAL_BATCH, seed: int = 1) -> Batches:
+            return [tuple(t.chunk(world)[rank] for t in batch) for batch in super().batches(count, size, seed)]
+
+    return OfRank
+
+
+#: Which mechanisms, which optimizer, and when every process breaks off.
+BREAKS: dict[str, tuple[str, str, Break]] = {
+    "none": ("none", "adam", Break("on_train_batch_start", 6)),
+    "all-sgd": ("all", "sgd", Break("on_after_backward", 7)),
+    "all-momentum": ("all", "momentum", Break("on_train_batch_end", 8, first=False)),
+    "all-adam": ("all", "adam", Break("on_save_checkpoint", 5)),
+    "by_activity-adam": ("by_activity", "adam", Break("on_before_optimizer_step", 9)),
+    "by_activity-momentum": ("by_activity", "momentum", Break("on_train_batch_end", 5)),
+    "scheduled-adam": ("scheduled", "adam", Break("on_before_zero_grad", 11, first=False)),
+}
+
+
+def arguments_of(case: str, optimizer: str, rank: int, world: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """What to train with in a process of a group."""
+    strategy = DDPStrategy(timeout=datetime.timedelta(seconds=60))
+    more = {"model": of_rank(rank, world), "strategy": strategy, "devices": world, "use_distributed_sampler": False}
+    return (SETS[case]() if case in SETS else case, optimizer), more
+
+
+def break_off_all(rank: int, world: int, folder: str) -> dict[str, dict[str, Tensor]]:
+    """Train without a break, break off, and go on."""
+    states = {}
+    for name, (case, optimizer, when) in BREAKS.items():
+        arguments, more = arguments_of(case, optimizer, rank, world)
+        states[f"{name} uninterrupted"] = everything(*resuming.train(*arguments, **more))
+        arguments, more = arguments_of(case, optimizer, rank, world)
+        place = Path(folder) / name
+        path = break_off(*arguments, when, place, **more)
+        states[f"{name} broken off"] = {"step": torch.tensor(torch.load(path, weights_only=True)["global_step"])}
+        arguments, more = arguments_of(case, optimizer, rank, world)
+        states[f"{name} resumed"] = everything(
+            *resuming.train(*arguments, ckpt_path=path, folder=place / "resumed", **more)
+        )
+    return states
+
+
+def be_killed(rank: int, world: int, folder: str) -> dict[str, Any]:
+    """Train until the last process is killed, which the others see at their next message."""
+    arguments, more = arguments_of("all", "adam", rank, world)
+    when = Break("on_train_batch_start", 9, "SIGKILL") if rank == world - 1 else None
+    resuming.train(*arguments, when=when, folder=Path(folder), **more)
+    return {}
+
+
+def go_on(rank: int, world: int, folder: str) -> dict[str, dict[str, Tensor]]:
+    """Go on from the last checkpoint of a group that is gone."""
+    arguments, more = arguments_of("all", "adam", rank, world)
+    path = last_checkpoint(Path(folder))
+    return {"resumed": everything(*resuming.train(*arguments, ckpt_path=path, folder=Path(folder) / "again", **more))}
+
+
+# ---- one step in float32 ---------------------------------------------------------------------------------------------
+
+
+def step_by_step(rank: int, world: int, folder: str) -> dict[str, dict[str, Tensor]]:
+    """The state after every step, and a checkpoint there."""
+    for label in _BOTH:
+        arguments, more = arguments_of(label, "adam", rank, world)
+        resuming.train(*arguments, folder=Path(folder) / label, every=1, **more)
+    return {}
+
+
+def after_step(label: str, step: int, path: Path | None, folder: Path) -> str:
+    """Checkpoint of one process that has made a step from a checkpoint, on the same global batches."""
+    arguments, more = SETS[label](), {"model": of_rank(), "every": 1, "max_steps": step, "folder": folder}
+    resuming.train(arguments, "adam", ckpt_path=path, **more)
+    return last_checkpoint(folder)

@@ -6,7 +6,7 @@ One group of two processes and one of three run all cases of :mod:`tests.exactne
 from __future__ import annotations
 
 import functools
-import socket
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,7 +14,22 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from tests.exactness.ddp_cases import CASES, GLOBAL_BATCH, HUGE, cases_of, run_all, unrelated
+from tests.exactness.ddp_cases import (
+    BREAKS,
+    CASES,
+    GLOBAL_BATCH,
+    HUGE,
+    after_step,
+    be_killed,
+    break_off_all,
+    cases_of,
+    go_on,
+    run_all,
+    step_by_step,
+    unrelated,
+)
+from tests.exactness.groups import launch
+from tests.exactness.resuming import BATCHES, EPOCHS
 from tests.exactness.runs import by_activity, moved, state_of, unequal
 from tests.models import MLP, make_model, make_trainer
 
@@ -28,15 +43,7 @@ RUNS = [(world, name) for world in WORLDS for name in cases_of(world)]
 @pytest.fixture(scope="module")
 def groups(tmp_path_factory) -> dict[int, list[dict[str, dict[str, Tensor]]]]:
     """The state that every case leaves, by number of processes and by rank."""
-    return {world: launch(world, tmp_path_factory.mktemp("ranks")) for world in WORLDS}
-
-
-def launch(world, folder):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    torch.multiprocessing.spawn(run_all, args=(world, port, str(folder)), nprocs=world)
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(world)]
+    return {world: launch(world, run_all, tmp_path_factory.mktemp("ranks")) for world in WORLDS}
 
 
 @functools.cache
@@ -112,3 +119,71 @@ def flat(name, value):
             yield from flat(f"{name} {key}", item)
     elif isinstance(value, (int, float, Tensor)):
         yield name, torch.as_tensor(value)
+
+
+# ---- runs that break off ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def broken_off(tmp_path_factory) -> list[dict[str, dict[str, Tensor]]]:
+    """States of runs with and without a break, by rank."""
+    return launch(2, break_off_all, tmp_path_factory.mktemp("ranks"), str(tmp_path_factory.mktemp("checkpoints")))
+
+
+@pytest.mark.parametrize("name", BREAKS)
+def test_a_run_that_broke_off_goes_on_to_the_bit(broken_off, name):
+    for states in broken_off:
+        whole, resumed = states[f"{name} uninterrupted"], states[f"{name} resumed"]
+        assert unequal(whole, resumed) == []
+        assert 0 < states[f"{name} broken off"]["step"] < EPOCHS * BATCHES
+        assert moved(state_of(make_model(MLP, seed=99), []), resumed)
+
+
+def test_after_a_process_was_killed_a_new_group_goes_on(broken_off, tmp_path):
+    for name in ("killed", "ranks", "checkpoints"):
+        (tmp_path / name).mkdir()
+    with pytest.raises(torch.multiprocessing.ProcessExitedException, match="SIGKILL"):
+        launch(2, be_killed, tmp_path / "killed", str(tmp_path / "checkpoints"))
+    for rank, states in enumerate(launch(2, go_on, tmp_path / "ranks", str(tmp_path / "checkpoints"))):
+        assert unequal(broken_off[rank]["all-adam uninterrupted"], states["resumed"]) == []
+
+
+# ---- one step in float32 ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def steps(tmp_path_factory) -> Path:
+    """Checkpoints of two processes after every step, in float32."""
+    folder = tmp_path_factory.mktemp("steps")
+    launch(2, step_by_step, tmp_path_factory.mktemp("ranks"), str(folder))
+    return folder
+
+
+@pytest.mark.filterwarnings("ignore:The dirpath has changed")  # one process writes its checkpoints elsewhere
+@pytest.mark.parametrize("step", [1, 2, 5, 9, 14])
+@pytest.mark.parametrize("label", ["everything", "by_activity"])
+def test_a_step_in_float32_is_that_of_one_process(steps, label, step, tmp_path):
+    before = steps / label / f"step={step - 1}.ckpt"
+    alone = torch.load(after_step(label, step, before if step > 1 else None, tmp_path), weights_only=True)
+    group = torch.load(steps / label / f"step={step}.ckpt", weights_only=True)
+    assert alone["global_step"] == group["global_step"] == step
+    assert _numbers(alone).keys() == _numbers(group).keys()
+    off = differing(alone, group)
+    # a weight at a threshold may fall on either side of it
+    assert sum(off.values()) <= 2, off
+    if step > 1:
+        assert sum(differing(torch.load(before, weights_only=True), group).values()) > 100, "the step has to matter"
+
+
+def differing(first: dict, second: dict) -> dict[str, int]:
+    """How many numbers differ by more than rounding, by where they are."""
+    one, other = _numbers(first), _numbers(second)
+    same = {n: torch.isclose(one[n], other[n], rtol=1e-4, atol=1e-6) for n in one.keys() & other.keys()}
+    found = {name: int((~equal).sum()) for name, equal in same.items()}
+    return {name: number for name, number in found.items() if number}
+
+
+def _numbers(checkpoint: dict) -> dict[str, Tensor]:
+    """All that a checkpoint holds of the training, by place."""
+    parts = [flat(part, checkpoint[part]) for part in ("state_dict", "optimizer_states", "callbacks")]
+    return {n: t.double() for found in parts for n, t in found if "ModelCheckpoint" not in n}
