@@ -19,7 +19,7 @@ from omegaconf.errors import InterpolationValidationError, OmegaConfBaseExceptio
 from bio_lightning import predecessor
 from bio_lightning.callbacks import REGISTRY, BioCallback, PlasticityMechanism
 from bio_lightning.errors import BioConfigError, NoEffectWarning, nearest_name
-from bio_lightning.parameters import check_parameters
+from bio_lightning.parameters import checked, parameters
 from bio_lightning.settings import Settings
 
 __all__ = ["BioConfig", "as_yaml", "bio_callbacks", "load_config", "migrate", "presets"]
@@ -43,21 +43,20 @@ def _is_scalar(hint: Any) -> bool:
     return hint in (bool, int, float, str)
 
 
-def _schema_field(field: dataclasses.Field[Any], hint: Any) -> tuple[str, Any, Any]:
+def _schema_field(field: dataclasses.Field[Any]) -> tuple[str, Any, Any]:
     """A constructor's parameter as OmegaConf sees it; lists, mappings and mixed unions are left to the constructor."""
-    plain = _without_null(hint)
+    plain = _without_null(field.type)
     typed = _is_scalar(plain)
     if field.name in _SHARED:
         return field.name, plain if typed else Any, dataclasses.field(default=_INHERITED[field.name])
     settings: dict[str, Any] = {"default": field.default, "default_factory": field.default_factory}
     if isinstance(field.default, tuple):
         settings = {"default_factory": functools.partial(list, field.default)}
-    return field.name, hint if typed else Any, dataclasses.field(**settings, metadata=field.metadata)
+    return field.name, field.type if typed else Any, dataclasses.field(**settings, metadata=field.metadata)
 
 
 def _section(callback: type[BioCallback]) -> type:
-    hints = typing.get_type_hints(callback)
-    fields = [_schema_field(field, hints[field.name]) for field in dataclasses.fields(callback)]
+    fields = [_schema_field(field) for field in parameters(callback)]
     return dataclasses.make_dataclass(
         callback.__name__,
         [("enabled", bool, False), *fields],
@@ -66,9 +65,9 @@ def _section(callback: type[BioCallback]) -> type:
 
 
 def _schema() -> type:
-    hints = typing.get_type_hints(PlasticityMechanism)
+    types = {field.name: field.type for field in parameters(PlasticityMechanism)}
     sections = {name: _section(callback) for name, callback in REGISTRY.items()}
-    plain = {key: _without_null(hints[key]) for key in _SHARED}
+    plain = {key: _without_null(types[key]) for key in _SHARED}
     shared = [(key, plain[key] if _is_scalar(plain[key]) else Any, default) for key, default in _SHARED.items()]
     fields = [(name, section, dataclasses.field(default_factory=section)) for name, section in sections.items()]
     doc = """Structured schema of a configuration, for OmegaConf and Hydra: one section per callback, all off.
@@ -386,10 +385,9 @@ def _refusal(node: Any, key: str, value: Any, reason: OmegaConfBaseException) ->
     path = str(node._get_full_key(key))
     section: Any = OmegaConf.get_type(node)
     field = next(field for field in dataclasses.fields(section) if field.name == key)
-    probe = dataclasses.make_dataclass("Probe", [(key, field.type, dataclasses.field(metadata=field.metadata))])(value)
     try:
         if field.type is not Any:
-            check_parameters(probe)
+            checked(field, value)
     except BioConfigError as error:
         return BioConfigError(path, value, error.allowed, error.nearest)
     return BioConfigError(path, value, f"plain values and valid interpolations ({_brief(reason)})")

@@ -1,17 +1,21 @@
-"""Constructor parameters: declared once as dataclass fields, checked once, for Python and YAML alike."""
+"""Constructor parameters: declared once as annotated attributes, checked once, for Python and YAML alike."""
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import inspect
 import math
 import types
 import typing
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal, NamedTuple, Union
+from typing import Any, ClassVar, Literal, NamedTuple, Union
+
+from typing_extensions import dataclass_transform
 
 from bio_lightning.errors import BioConfigError, nearest_name
 
-__all__ = ["Range", "check_parameters", "describe", "number"]
+__all__ = ["Parametrized", "Range", "checked", "default_of", "describe", "number", "parameters"]
 
 
 class Range(NamedTuple):
@@ -73,40 +77,108 @@ class _MismatchError(Exception):
         self.allowed, self.nearest = allowed, nearest
 
 
-def check_parameters(instance: Any) -> None:
-    """Check and convert every dataclass field of ``instance`` by its type hint and range.
+@dataclass_transform(kw_only_default=True, eq_default=False, field_specifiers=(dataclasses.field,))
+class Parametrized:
+    """Base of classes whose annotated attributes are their constructor's keywords, checked and converted.
+
+    A subclass is written as a dataclass is, and type checkers take it for one. It must not be one: OmegaConf makes a
+    configuration of every dataclass instance that it meets, and so would ``hydra.utils.instantiate`` of the callbacks
+    in its arguments. So a dataclass of the same fields makes constructor and repr, and keeps the fields.
 
     Integers become floats, lists become tuples, and a bare string becomes a tuple of one where a tuple is expected.
 
     Raises:
         BioConfigError: A value has the wrong type or is out of range.
+
+    Example:
+        >>> class Example(Parametrized):
+        ...     floor: float = number(0.05, gt=0, le=1)
+        >>> Example(floor=1), dataclasses.is_dataclass(Example)
+        (Example(floor=1.0), False)
     """
-    hints = typing.get_type_hints(type(instance))
-    for field in dataclasses.fields(instance):
-        given = value = getattr(instance, field.name)
-        try:
-            value = _convert(hints[field.name], given)
-        except _MismatchError as error:
-            raise BioConfigError(field.name, given, describe(field, hints[field.name]), error.nearest) from None
-        if isinstance(value, (int, float)) and not isinstance(value, bool) and "range" in field.metadata:
-            finite = field.metadata["infinite"] or not math.isinf(value)
-            if value not in field.metadata["range"] or not finite:
-                raise BioConfigError(field.name, given, describe(field, hints[field.name]))
-        setattr(instance, field.name, value)
+
+    _fields: ClassVar[tuple[dataclasses.Field[Any], ...]] = ()
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        hints = {k: hint for k, hint in typing.get_type_hints(cls).items() if typing.get_origin(hint) is not ClassVar}
+        # a copy, since a dataclass writes the type into the field, which may be one that a base declared
+        declared = {key: (copy.copy(getattr(cls, key)),) if hasattr(cls, key) else () for key in hints}
+        made = dataclasses.make_dataclass(
+            cls.__name__,
+            [(key, hint, *declared[key]) for key, hint in hints.items()],
+            namespace={"__post_init__": cls.__post_init__},
+            kw_only=True,
+            eq=False,
+        )
+        cls._fields = dataclasses.fields(made)
+        _show_made_defaults(vars(made)["__init__"], cls._fields)
+        for name in {"__init__", "__repr__"} - vars(cls).keys():
+            setattr(cls, name, vars(made)[name])
+
+    def __post_init__(self) -> None:
+        for field in self._fields:
+            setattr(self, field.name, checked(field, getattr(self, field.name)))
 
 
-def describe(field: dataclasses.Field[Any], hint: Any) -> str:
+def _show_made_defaults(constructor: Any, fields: Iterable[dataclasses.Field[Any]]) -> None:
+    """Let a dataclass's constructor show what a default factory makes; its own mark says nothing to jsonargparse."""
+    signature = inspect.signature(constructor)
+    made = {field.name: field.default_factory() for field in fields if callable(field.default_factory)}
+    shown = [shown.replace(default=made.get(name, shown.default)) for name, shown in signature.parameters.items()]
+    constructor.__signature__ = signature.replace(parameters=shown)
+
+
+def parameters(owner: Parametrized | type[Parametrized]) -> tuple[dataclasses.Field[Any], ...]:
+    """Parameters of a class or instance, those of its bases first, each with its resolved type.
+
+    Example:
+        >>> class Example(Parametrized):
+        ...     floor: float = number(0.05, gt=0, le=1)
+        >>> [(field.name, field.type, field.default) for field in parameters(Example)]
+        [('floor', <class 'float'>, 0.05)]
+    """
+    return owner._fields
+
+
+def describe(field: dataclasses.Field[Any]) -> str:
     """What a parameter accepts, in words.
 
     Example:
-        >>> @dataclasses.dataclass
-        ... class Example:
+        >>> class Example(Parametrized):
         ...     floor: float = number(0.05, gt=0, le=1)
-        >>> describe(dataclasses.fields(Example)[0], float)
+        >>> describe(parameters(Example)[0])
         'a number in (0, 1]'
     """
     bounds = field.metadata.get("range")
-    return _describe_hint(hint, f" in {bounds}" if bounds and bounds != Range() else "")
+    return _describe_hint(field.type, f" in {bounds}" if bounds and bounds != Range() else "")
+
+
+def default_of(field: dataclasses.Field[Any]) -> Any:
+    """Default of a parameter, ``dataclasses.MISSING`` where it has none.
+
+    Example:
+        >>> default_of(number(0.05)), default_of(dataclasses.field(default_factory=dict))
+        (0.05, {})
+    """
+    return field.default_factory() if callable(field.default_factory) else field.default
+
+
+def checked(field: dataclasses.Field[Any], given: Any) -> Any:
+    """A value for a parameter, converted to its type.
+
+    Raises:
+        BioConfigError: The value has the wrong type or is out of range.
+    """
+    try:
+        value = _convert(field.type, given)
+    except _MismatchError as error:
+        raise BioConfigError(field.name, given, describe(field), error.nearest) from None
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and "range" in field.metadata:
+        finite = field.metadata["infinite"] or not math.isinf(value)
+        if value not in field.metadata["range"] or not finite:
+            raise BioConfigError(field.name, given, describe(field))
+    return value
 
 
 def _describe_hint(hint: Any, bounds: str = "") -> str:

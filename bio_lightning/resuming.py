@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
 from bio_lightning.functional._shards import shard, share_count
+from bio_lightning.parameters import parameters
 from bio_lightning.plasticity import Store
 from bio_lightning.synapses import Synapses
 
@@ -87,7 +88,7 @@ def _changes(mechanism: Mechanism, saved: State) -> Iterator[str]:
     """A line for every argument that differs; one that the checkpoint does not know had its default."""
     defaults = {
         field.name: field.default
-        for field in dataclasses.fields(mechanism)
+        for field in parameters(mechanism)
         if field.default is not dataclasses.MISSING and not isinstance(field.default, tuple)
     }
     for key, now in mechanism.arguments().items():

@@ -1,7 +1,6 @@
 """Configuration: presets, the schema, inheritance, interpolation, overrides, and every error with its exact key."""
 
 import copy
-import dataclasses
 import pickle
 import re
 import typing
@@ -17,11 +16,12 @@ from bio_lightning import BioConfig, BioConfigError, NoEffectWarning, bio_callba
 from bio_lightning import config as config_module
 from bio_lightning.callbacks import REGISTRY
 from bio_lightning.config import presets
+from bio_lightning.parameters import parameters
 from bio_lightning.settings import agree
 
 SHARED = {"seed": 0, "apply_to": "auto", "kernel": "auto", "state_dtype": "float32", "forward_order": None}
 PRESETS = ("all", "continual", "dale", "default", "none", "paper")
-PARAMETERS = [(section, field.name) for section, callback in REGISTRY.items() for field in dataclasses.fields(callback)]
+PARAMETERS = [(section, field.name) for section, callback in REGISTRY.items() for field in parameters(callback)]
 
 
 def on(section, **keys):
@@ -29,7 +29,7 @@ def on(section, **keys):
 
 
 def field_of(section, key):
-    return next(field for field in dataclasses.fields(REGISTRY[section]) if field.name == key)
+    return next(field for field in parameters(REGISTRY[section]) if field.name == key)
 
 
 def as_lists(value):
@@ -132,7 +132,7 @@ def comments():
 def test_default_has_every_section_and_key_and_no_other(default):
     assert list(default) == [*SHARED, *REGISTRY]
     for section, callback in REGISTRY.items():
-        assert set(default[section]) == {"enabled", *(field.name for field in dataclasses.fields(callback))}
+        assert set(default[section]) == {"enabled", *(field.name for field in parameters(callback))}
 
 
 @pytest.mark.parametrize(("section", "key"), PARAMETERS)
@@ -223,7 +223,7 @@ def test_values_reach_the_callbacks_as_plain_python():
     assert rejuvenation.readers == {"fc1": ("fc2",), "fc2": ("fc3",)}
     assert dale.shared == (("q", "k"), ("a", "b"))
     for callback in (rejuvenation, dale):
-        for field in dataclasses.fields(callback):
+        for field in parameters(callback):
             value = getattr(callback, field.name)
             assert not isinstance(value, (DictConfig, ListConfig))
             assert type(value) in (str, int, float, bool, tuple, dict, type(None))
@@ -283,7 +283,7 @@ def test_a_sections_own_value_wins_and_null_inherits(key, value):
 def test_only_keys_that_a_class_has_are_in_its_section():
     config = load_config({})
     for section, callback in REGISTRY.items():
-        assert list(config[section]) == ["enabled", *(field.name for field in dataclasses.fields(callback))]
+        assert list(config[section]) == ["enabled", *(field.name for field in parameters(callback))]
     assert "apply_to" not in config.weight_splitting
     assert "seed" not in config.bio_monitor
 

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import ast
-import dataclasses
 import inspect
 import pkgutil
 import re
-import typing
 from pathlib import Path
 
 import pytest
@@ -19,7 +17,7 @@ import bio_lightning
 from bio_lightning import BioMonitor, bio_callbacks, functional, load_config, metrics
 from bio_lightning.callbacks import REGISTRY, Mechanism
 from bio_lightning.config import presets
-from bio_lightning.parameters import describe
+from bio_lightning.parameters import default_of, describe, parameters
 from tests.cases import CASES
 from tests.line_links import LINK, corrected
 
@@ -149,15 +147,11 @@ def test_card_has_all_sections_in_order(stem):
 @pytest.mark.parametrize("stem", CARDS)
 def test_card_lists_the_parameters(stem):
     callback = REGISTRY[stem]
-    hints = typing.get_type_hints(callback)
     header, rows = table(sections(CARDS[stem])["Parameters"])
     assert header == ["name", "default", "range or choices", "meaning"]
     shown = {name.strip("`"): (yaml.safe_load(default.strip("`")), allowed) for name, default, allowed, _ in rows}
     assert all(meaning for *_, meaning in rows)
-    declared = {}
-    for field in dataclasses.fields(callback):
-        default = field.default if field.default is not dataclasses.MISSING else field.default_factory()
-        declared[field.name] = (primitive(default), describe(field, hints[field.name]))
+    declared = {field.name: (primitive(default_of(field)), describe(field)) for field in parameters(callback)}
     assert shown == declared
 
 

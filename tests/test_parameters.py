@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
-from typing import Literal
+import inspect
+import pickle
+from typing import ClassVar, Literal
 
 import pytest
 
 from bio_lightning import BioConfigError
-from bio_lightning.parameters import Range, check_parameters, number
+from bio_lightning.parameters import Parametrized, Range, describe, number, parameters
 
 
-@dataclasses.dataclass
-class Example:
+class Example(Parametrized):
     share: float = number(0.5, gt=0, le=1)
     count: int = number(2, ge=1)
     limit: int | None = number(None, ge=0)
@@ -23,9 +25,6 @@ class Example:
     names: tuple[str, ...] = ("*",)
     groups: tuple[tuple[str, ...], ...] = ()
     table: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        check_parameters(self)
 
 
 @pytest.mark.parametrize(
@@ -106,3 +105,67 @@ def test_near_miss_is_suggested():
 def test_range(bounds, inside, outside):
     assert all(value in bounds for value in inside)
     assert not any(value in bounds for value in outside)
+
+
+# ---- declarations ----------------------------------------------------------------------------------------------------
+
+
+class Narrowed(Example):
+    kind: ClassVar[str] = "narrowed"
+
+    count: int = number(3, ge=3)
+    scale: float | None  # the range stays
+    needed: str
+
+
+def test_declarations_are_inherited_and_overridden():
+    names = [field.name for field in parameters(Example)]
+    assert [field.name for field in parameters(Narrowed)] == [*names, "needed"]
+    assert Narrowed(needed="x").count == 3
+    described = {key: {f.name: describe(f) for f in parameters(owner)} for key, owner in ((0, Example), (1, Narrowed))}
+    assert described[1] == described[0] | {
+        "count": "a whole number in [3, inf)", "scale": "a number in (0, inf), or null", "needed": "a string"
+    }  # fmt: skip
+    assert parameters(Narrowed(needed="x")) == parameters(Narrowed)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, "missing 1 required keyword-only argument: 'needed'"),
+        ({"needed": "x", "shar": 1}, "unexpected keyword argument 'shar'"),
+        ({"needed": "x", "kind": "other"}, "unexpected keyword argument 'kind'"),
+    ],
+)
+def test_constructor_takes_what_is_declared(arguments, message):
+    with pytest.raises(TypeError, match=message):
+        Narrowed(**arguments)
+    with pytest.raises(TypeError, match="positional"):
+        Narrowed("x")
+
+
+def test_signature_shows_types_and_defaults():
+    shown = inspect.signature(Example).parameters
+    assert (shown["table"].annotation, shown["table"].default) == (dict[str, tuple[str, ...]], {})
+    assert (shown["limit"].annotation, shown["limit"].default) == (int | None, None)
+    first, second = Example(), Example()
+    assert first.table is not second.table
+
+
+def test_own_constructor_and_repr_are_kept():
+    class Own(Example):
+        def __init__(self) -> None:
+            super().__init__(count=7)
+
+        def __repr__(self) -> str:
+            return "own"
+
+    assert (Own().count, repr(Own())) == (7, "own")
+
+
+def test_instances_are_no_dataclasses_but_copy_and_print_as_such():
+    example = Example(names="a", table={"a": ["b"]})
+    assert not dataclasses.is_dataclass(example)
+    for twin in (eval(repr(example)), copy.deepcopy(example), pickle.loads(pickle.dumps(example))):
+        assert twin != example
+        assert vars(twin) == vars(example)

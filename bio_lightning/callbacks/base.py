@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any, ClassVar
 
 import lightning.pytorch as pl
 from lightning.pytorch.trainer.states import TrainerFn
 from torch.optim import Optimizer
 
-from bio_lightning.parameters import check_parameters
+from bio_lightning.parameters import Parametrized, parameters
 from bio_lightning.session import Session
 
 __all__ = ["BioCallback"]
 
 
-@dataclasses.dataclass(kw_only=True, eq=False)
-class BioCallback(pl.Callback):
+class BioCallback(Parametrized, pl.Callback):
     """A Lightning callback that joins the session of its Trainer and LightningModule.
 
-    Subclasses are dataclasses: fields are the constructor's keywords and, by name, the keys of the YAML section.
+    Annotated attributes of subclasses are the constructor's keywords and, by name, the keys of the YAML section.
     """
 
     #: Section in YAML, first part of tags, stem of files.
@@ -29,7 +27,7 @@ class BioCallback(pl.Callback):
     def __post_init__(self) -> None:
         self._session: Session | None = None
         self._restored: dict[str, Any] = {}
-        check_parameters(self)
+        super().__post_init__()
 
     @property
     def session(self) -> Session:
@@ -40,7 +38,7 @@ class BioCallback(pl.Callback):
 
     def __getstate__(self) -> dict[str, Any]:
         # a copy is a callback that has not been used: a session belongs to one model and one process
-        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {field.name: getattr(self, field.name) for field in parameters(self)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Iterator
 from typing import Any, ClassVar
 
@@ -32,7 +31,6 @@ METRICS: dict[str, type[Metric]] = {
 _OVERALL = "overall"
 
 
-@dataclasses.dataclass(kw_only=True, eq=False)
 class BioMonitor(BioCallback):
     """Log what every mechanism does, through whatever loggers the Trainer has.
 

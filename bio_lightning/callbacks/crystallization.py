@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from typing import ClassVar, Literal
 
@@ -21,7 +20,6 @@ from bio_lightning.synapses import ALL_KINDS, NEURON_KINDS, Kind, Synapses
 __all__ = ["Crystallization"]
 
 
-@dataclasses.dataclass(kw_only=True, eq=False)
 class Crystallization(PlasticityMechanism):
     """Make synapses rigid that are well optimised, strongly driven, or frequently used.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import ClassVar, Literal
 
 import torch
@@ -23,7 +22,6 @@ from bio_lightning.synapses import ALL_KINDS, Kind, Synapses, select
 __all__ = ["DalesPrinciple"]
 
 
-@dataclasses.dataclass(kw_only=True, eq=False)
 class DalesPrinciple(ScheduledMechanism):
     """Give all outgoing weights of a neuron one sign, excitatory or inhibitory, and keep it.
 

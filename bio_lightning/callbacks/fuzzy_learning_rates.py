@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any, ClassVar
 
 import torch
@@ -27,7 +26,6 @@ _REFRESHED = ("weight_adaptive", "activity")
 _DRAWN_WITH = ("distribution", "nu", "min", "max", "seed")
 
 
-@dataclasses.dataclass(kw_only=True, eq=False)
 class FuzzyLearningRates(PlasticityMechanism):
     """Give every weight its own learning rate, with mean exactly 1 over the layer.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any, ClassVar, Literal
 
 import torch.distributed
@@ -15,7 +14,7 @@ from bio_lightning.functional._shards import whole
 from bio_lightning.functional.noise import Noise, stream
 from bio_lightning.kernels import Kernel
 from bio_lightning.optimizers import ApplyTo, Owner
-from bio_lightning.parameters import number
+from bio_lightning.parameters import number, parameters
 from bio_lightning.plasticity import Part
 from bio_lightning.session import Session
 from bio_lightning.synapses import ALL_KINDS, Kind, Synapses, select
@@ -26,7 +25,6 @@ __all__ = ["Mechanism", "Observables", "PlasticityMechanism", "ScheduledMechanis
 Observables = dict[str, tuple[Tensor | int, ...]]
 
 
-@dataclasses.dataclass(kw_only=True, eq=False)
 class Mechanism(BioCallback):
     """A mechanism on selected synapses.
 
@@ -145,7 +143,7 @@ class Mechanism(BioCallback):
 
     def arguments(self) -> dict[str, Any]:
         """Constructor arguments as primitives."""
-        return {field.name: _primitive(getattr(self, field.name)) for field in dataclasses.fields(self)}
+        return {field.name: _primitive(getattr(self, field.name)) for field in parameters(self)}
 
     def saved_keys(self, name: str) -> tuple[str, ...]:
         """Keys of the store to save for a weight."""
@@ -192,7 +190,6 @@ class Mechanism(BioCallback):
         self._restored = {}
 
 
-@dataclasses.dataclass(kw_only=True, eq=False)
 class ScheduledMechanism(Mechanism):
     """A mechanism that starts, ends and repeats.
 
@@ -228,7 +225,6 @@ class ScheduledMechanism(Mechanism):
         )
 
 
-@dataclasses.dataclass(kw_only=True, eq=False)
 class PlasticityMechanism(ScheduledMechanism):
     """A mechanism that changes how fast weights learn, through the pass that all of them share.
 

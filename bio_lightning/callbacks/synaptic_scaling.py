@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from typing import Any, ClassVar, Literal
 
@@ -22,7 +21,6 @@ from bio_lightning.synapses import NEURON_KINDS, Kind, Synapses
 __all__ = ["SynapticScaling"]
 
 
-@dataclasses.dataclass(kw_only=True, eq=False)
 class SynapticScaling(PlasticityMechanism):
     """Regulate neurons toward a target firing rate.
 

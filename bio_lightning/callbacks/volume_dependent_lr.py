@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from typing import Any, ClassVar, Literal
 
@@ -19,7 +18,6 @@ from bio_lightning.synapses import Synapses
 __all__ = ["VolumeDependentLR"]
 
 
-@dataclasses.dataclass(kw_only=True, eq=False)
 class VolumeDependentLR(PlasticityMechanism):
     """Let large weights learn slowly and steadily, small ones fast and erratically.
 

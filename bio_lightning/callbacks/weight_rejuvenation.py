@@ -27,7 +27,6 @@ from bio_lightning.synapses import ALL_KINDS, NEURON_KINDS, Kind, Synapses
 __all__ = ["WeightRejuvenation"]
 
 
-@dataclasses.dataclass(kw_only=True, eq=False)
 class WeightRejuvenation(ScheduledMechanism):
     """Replace weak weights by new synapses, as the brain's spines turn over.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
@@ -27,7 +26,6 @@ from bio_lightning.synapses import Kind, Synapses, find_synapses, named_modules,
 __all__ = ["WeightSplitting"]
 
 
-@dataclasses.dataclass(kw_only=True, eq=False)
 class WeightSplitting(Mechanism):
     """Let a connection consist of several synapses, each with its own plasticity.
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import typing
 from argparse import SUPPRESS
 from typing import Any
 
@@ -15,7 +13,7 @@ from bio_lightning.callbacks import REGISTRY, PlasticityMechanism
 from bio_lightning.cli.docstrings import arguments
 from bio_lightning.config import bio_callbacks
 from bio_lightning.errors import BioConfigError
-from bio_lightning.parameters import describe
+from bio_lightning.parameters import default_of, describe, parameters
 from bio_lightning.settings import Settings
 
 __all__ = ["BioCLI"]
@@ -73,10 +71,9 @@ def _bio_parser() -> ArgumentParser:
     for key in ("seed", *Settings._fields):
         add(key, f"{arguments(PlasticityMechanism)[key]} For every section that does not set its own.")
     for section, callback in REGISTRY.items():
-        texts, hints = arguments(callback), typing.get_type_hints(callback)
+        texts = arguments(callback)
         add(f"{section}.enabled", f"Whether {callback.__name__} is on.")
-        for field in dataclasses.fields(callback):
-            default = field.default_factory() if callable(field.default_factory) else field.default
-            allowed = describe(field, hints[field.name])
-            add(f"{section}.{field.name}", f"{texts[field.name]} Accepts {allowed}. Default: {default}.")
+        for field in parameters(callback):
+            text = f"{texts[field.name]} Accepts {describe(field)}. Default: {default_of(field)}."
+            add(f"{section}.{field.name}", text)
     return parser

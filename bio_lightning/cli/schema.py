@@ -11,7 +11,7 @@ from typing import Any, Literal, Union
 
 from bio_lightning.callbacks import REGISTRY, BioCallback, PlasticityMechanism
 from bio_lightning.cli.docstrings import arguments, summary
-from bio_lightning.parameters import Range
+from bio_lightning.parameters import Range, default_of, parameters
 from bio_lightning.settings import Settings
 
 __all__ = ["json_schema", "schema_text"]
@@ -41,12 +41,11 @@ def json_schema() -> dict[str, Any]:
         >>> json_schema()["properties"]["crystallization"]["properties"]["floor"]["default"]
         0.05
     """
-    fields = {field.name: field for field in dataclasses.fields(PlasticityMechanism)}
-    hints, texts = typing.get_type_hints(PlasticityMechanism), arguments(PlasticityMechanism)
-    shared = {}
+    fields = {field.name: field for field in parameters(PlasticityMechanism)}
+    texts, shared = arguments(PlasticityMechanism), {}
     for key, default in _SHARED.items():
         text = re.sub(r"[.;] null inherits.*", ".", texts[key])  # true of sections only
-        property_ = _property(hints[key], fields[key], text)
+        property_ = _property(fields[key], text)
         shared[key] = {**property_, "default": _primitive(default)}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
@@ -60,15 +59,12 @@ def json_schema() -> dict[str, Any]:
 
 
 def _section(callback: type[BioCallback]) -> dict[str, Any]:
-    hints, texts = typing.get_type_hints(callback), arguments(callback)
+    texts = arguments(callback)
     properties: dict[str, Any] = {"enabled": _either([{"type": "boolean"}], "Whether the callback is on.")}
-    for field in dataclasses.fields(callback):
-        hint = hints[field.name]
-        hint = hint | None if field.name in _SHARED else hint  # null inherits
-        properties[field.name] = _property(hint, field, texts[field.name])
+    for field in parameters(callback):
+        properties[field.name] = _property(field, texts[field.name], inherits=field.name in _SHARED)  # null inherits
         if field.name not in _SHARED:
-            default = field.default_factory() if callable(field.default_factory) else field.default
-            properties[field.name]["default"] = _primitive(default)
+            properties[field.name]["default"] = _primitive(default_of(field))
     return {
         "description": summary(callback),
         "type": "object",
@@ -78,8 +74,9 @@ def _section(callback: type[BioCallback]) -> dict[str, Any]:
     }
 
 
-def _property(hint: Any, field: dataclasses.Field[Any], text: str) -> dict[str, Any]:
-    return _either(_alternatives(hint, field.metadata.get("range", Range())), text)
+def _property(field: dataclasses.Field[Any], text: str, inherits: bool = False) -> dict[str, Any]:
+    hint: Any = field.type
+    return _either(_alternatives(hint | None if inherits else hint, field.metadata.get("range", Range())), text)
 
 
 def _either(alternatives: list[dict[str, Any]], text: str) -> dict[str, Any]:

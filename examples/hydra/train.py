@@ -38,9 +38,8 @@ def build(config: DictConfig) -> pl.Trainer:
     Args:
         config: With the entries ``trainer``, ``bio``, and ``callbacks`` unless that is left out.
     """
-    entries = [instantiate(entry) for entry in (config.get("callbacks") or {}).values()]
-    # not as an argument of instantiate, which would take our callbacks, being dataclasses, for more configuration
-    return instantiate(config.trainer, _partial_=True)(callbacks=[*entries, *bio_callbacks(config.bio)])
+    callbacks = [instantiate(entry) for entry in (config.get("callbacks") or {}).values()]
+    return instantiate(config.trainer, callbacks=[*callbacks, *bio_callbacks(config.bio)])
 
 
 @hydra.main(version_base="1.3", config_path="configs", config_name="train")

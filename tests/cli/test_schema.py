@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from bio_lightning.callbacks import REGISTRY
 from bio_lightning.cli import main
 from bio_lightning.cli.schema import json_schema, schema_text
 from bio_lightning.config import as_yaml, presets
+from bio_lightning.parameters import parameters
 
 FILE = Path(__file__).parents[2] / "configs" / "schema.json"
 VALIDATOR = Draft202012Validator(json_schema())
@@ -50,9 +50,9 @@ def test_every_key_has_a_description_and_the_constructors_default():
     schema = json_schema()
     for stem, callback in REGISTRY.items():
         properties = schema["properties"][stem]["properties"]
-        assert list(properties) == ["enabled", *(field.name for field in dataclasses.fields(callback))]
+        assert list(properties) == ["enabled", *(field.name for field in parameters(callback))]
         assert all(len(value["description"]) > 5 for value in properties.values())
-        for field in dataclasses.fields(callback):
+        for field in parameters(callback):
             if "default" in properties[field.name]:
                 given = tuple(value) if isinstance(value := properties[field.name]["default"], list) else value
                 assert given == getattr(callback(), field.name), (stem, field.name)

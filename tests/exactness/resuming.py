@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import multiprocessing
 import os
 import signal
@@ -93,7 +92,7 @@ def callbacks_of(case: str) -> list[BioCallback]:
     if case == "scheduled":
         scheduled = [callback for callback in all_on() if isinstance(callback, ScheduledMechanism)]
         return [
-            dataclasses.replace(callback, start_step=1 + place % 3, every_n_steps=3, end_step=11)
+            type(callback)(**callback.arguments() | {"start_step": 1 + place % 3, "every_n_steps": 3, "end_step": 11})
             for place, callback in enumerate(scheduled)
         ]
     if case in ("none", "all"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
 
 import lightning.pytorch as pl
@@ -37,7 +36,7 @@ def scheduled() -> list[BioCallback]:
     """All mechanisms that have a schedule, each with another one."""
     schedules = ((0, 5, 2), (1, None, 3), (2, 9, 1), (0, None, 2), (1, 8, 2), (3, None, 2))
     return [
-        dataclasses.replace(callback, start_step=start, end_step=end, every_n_steps=every)
+        type(callback)(**callback.arguments() | {"start_step": start, "end_step": end, "every_n_steps": every})
         for callback, (start, end, every) in zip(all_on()[:6], schedules, strict=True)
     ]
 

@@ -1,6 +1,5 @@
 """One line in YAML, one flag in LightningCLI, one override in Hydra: each switches one callback and nothing else."""
 
-import dataclasses
 import functools
 import importlib.util
 import re
@@ -11,11 +10,12 @@ import hydra
 import pytest
 import yaml
 from lightning.pytorch.cli import LightningCLI
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from bio_lightning import bio_callbacks, load_config
 from bio_lightning.callbacks import REGISTRY, BioCallback
 from bio_lightning.cli.lightning_cli import BioCLI
+from bio_lightning.parameters import parameters
 from data import ImageData
 from models import Classifier
 
@@ -31,7 +31,7 @@ SWITCHES = pytest.mark.parametrize("turned_on", [True, False], ids=["on", "off"]
 def listed(callbacks) -> list[tuple]:
     """Callbacks in their order, with all arguments of ours."""
     return [
-        (type(callback).__name__, dataclasses.asdict(callback) if isinstance(callback, BioCallback) else None)
+        (type(callback).__name__, repr(callback) if isinstance(callback, BioCallback) else None)
         for callback in callbacks
     ]
 
@@ -178,7 +178,7 @@ def test_help_describes_every_key(start, capsys):
         start([], "--help")
     text = capsys.readouterr().out
     for section, callback in REGISTRY.items():
-        for key in ("enabled", *(field.name for field in dataclasses.fields(callback))):
+        for key in ("enabled", *(field.name for field in parameters(callback))):
             assert f"--bio.{section}.{key} " in text
 
 
@@ -243,3 +243,44 @@ def test_one_override_of_targets(composed, section, turned_on):
     assert section in configs[turned_on]["callbacks"]
     del configs[turned_on]["callbacks"][section]
     assert configs[0] == configs[1]
+
+
+# ---- lightning-hydra-template ---------------------------------------------------------------------------------------
+
+
+def instantiate_callbacks(callbacks_cfg):
+    """The template's own, in src/utils/instantiators.py, less its types and the log."""
+    callbacks = []
+    if not callbacks_cfg:
+        return callbacks
+    if not isinstance(callbacks_cfg, DictConfig):
+        raise TypeError("Callbacks config must be a DictConfig!")
+    for _, cb_conf in callbacks_cfg.items():  # noqa: PERF102 - not ours
+        if isinstance(cb_conf, DictConfig) and "_target_" in cb_conf:
+            callbacks.append(hydra.utils.instantiate(cb_conf))
+    return callbacks
+
+
+@pytest.fixture
+def cfg(tmp_path):
+    """A configuration as the template composes it, with all our callbacks among others."""
+    config = yaml.safe_load((EXAMPLES / "hydra" / "configs" / "train.yaml").read_text(encoding="utf-8"))
+    ours = {section: {"_target_": f"bio_lightning.{callback.__name__}"} for section, callback in REGISTRY.items()}
+    ours["weight_rejuvenation"]["readers"] = {"net.1": ["net.3"]}
+    others = {"model_checkpoint": {"_target_": "lightning.pytorch.callbacks.ModelCheckpoint", "save_last": True}}
+    loggers = {"csv": {"_target_": "lightning.pytorch.loggers.CSVLogger", "save_dir": str(tmp_path)}}
+    trainer = {**config["trainer"], "default_root_dir": str(tmp_path), "max_steps": 2, "log_every_n_steps": 1}
+    return OmegaConf.create({**config, "trainer": trainer, "callbacks": {**others, **ours}, "logger": loggers})
+
+
+def test_code_of_the_template_trains_the_callbacks_that_it_built(cfg):
+    callbacks = instantiate_callbacks(cfg.callbacks)
+    logger = [hydra.utils.instantiate(entry) for entry in cfg.logger.values()]
+    trainer = hydra.utils.instantiate(cfg.trainer, callbacks=callbacks, logger=logger)
+    ours = [callback for callback in callbacks if isinstance(callback, BioCallback)]
+    assert [type(callback) for callback in ours] == list(REGISTRY.values())
+    held = [callback for callback in trainer.callbacks if isinstance(callback, BioCallback)]
+    assert len(held) == len(ours)
+    assert all(first is second for first, second in zip(held, ours, strict=True))
+    trainer.fit(hydra.utils.instantiate(cfg.model), datamodule=hydra.utils.instantiate(cfg.data))
+    assert [callback.state_dict()["steps"] for callback in ours if callback.is_mechanism] == [[2]] * (len(ours) - 1)
