@@ -22,7 +22,7 @@ from bio_lightning.errors import BioConfigError, NoEffectWarning, nearest_name
 from bio_lightning.parameters import checked, parameters
 from bio_lightning.settings import Settings
 
-__all__ = ["BioConfig", "as_yaml", "bio_callbacks", "load_config", "migrate", "presets"]
+__all__ = ["BioConfig", "as_yaml", "bio_callbacks", "check_names", "load_config", "migrate", "presets"]
 
 #: Top-level settings and their defaults.
 _SHARED = {"seed": 0, **Settings()._asdict()}
@@ -215,7 +215,7 @@ def as_yaml(config: Mapping[str, Any]) -> str:
 
 def _merged(given: dict[str, Any], changes: dict[str, Any]) -> DictConfig:
     """Sections and overrides on the schema, checked."""
-    _check_names(given)
+    check_names(given)
     values = _overlaid(given, changes)
     for section in (name for name in given if name in REGISTRY and "enabled" not in values[name]):
         keys = ", ".join(map(str, given[section])) or "nothing"
@@ -329,7 +329,7 @@ def _overlaid(below: Mapping[Any, Any], above: Mapping[Any, Any]) -> dict[Any, A
 def _parsed(overrides: Iterable[str] | Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(overrides, Mapping):
         given: dict[str, Any] = _plain(overrides)
-        _check_names(given)
+        check_names(given)
         return given
     values: dict[str, Any] = {}
     for item in (overrides,) if isinstance(overrides, str) else overrides:
@@ -342,7 +342,7 @@ def _parsed(overrides: Iterable[str] | Mapping[str, Any]) -> dict[str, Any]:
         except (OmegaConfBaseException, yaml.YAMLError):
             allowed = "a YAML value; special characters need quotes, as in include='*.weight'"
             raise BioConfigError(key, text, allowed) from None
-        _check_names(parsed)
+        check_names(parsed)
         values = _overlaid(values, parsed)
     return values
 
@@ -350,12 +350,28 @@ def _parsed(overrides: Iterable[str] | Mapping[str, Any]) -> dict[str, Any]:
 # ---- checking -------------------------------------------------------------------------------------------------------
 
 
-def _check_names(given: Mapping[str, Any]) -> None:
+def check_names(given: Mapping[str, Any], beside: tuple[str, ...] = ()) -> None:
+    """Check the names of sections and keys, not their values.
+
+    Args:
+        given: A mapping of sections, as in a configuration file.
+        beside: Names that are allowed beside those of a configuration.
+
+    Raises:
+        BioConfigError: A section or key is unknown, or a section is not a mapping.
+
+    Example:
+        >>> check_names({"crystallization": {"flor": 0.1}})  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        ...
+        bio_lightning.errors.BioConfigError: crystallization.flor: got 0.1; allowed: ... Did you mean 'floor'?
+    """
+    top = (*beside, *_TOP)
     for name, values in given.items():
-        if name not in _TOP:
+        if name not in top:
             homes = [f"{section}.{name}" for section, keys in _KEYS.items() if name in keys]
-            nearest = homes[0] if len(homes) == 1 else nearest_name(name, _TOP)
-            raise BioConfigError(str(name), values, ", ".join(_TOP), nearest)
+            nearest = homes[0] if len(homes) == 1 else nearest_name(name, top)
+            raise BioConfigError(str(name), values, ", ".join(top), nearest)
         if name in REGISTRY and not isinstance(values, Mapping):
             raise BioConfigError(name, values, f"a mapping, as in {name}: {{enabled: true}}")
         for key, value in values.items() if name in REGISTRY else ():

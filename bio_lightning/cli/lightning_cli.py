@@ -2,21 +2,50 @@
 
 from __future__ import annotations
 
+import sys
 from argparse import SUPPRESS
+from collections.abc import Mapping
 from typing import Any
 
 import lightning.pytorch as pl
-from jsonargparse import ActionParser, ArgumentParser
+from jsonargparse import ActionParser, ArgumentParser, Namespace
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from bio_lightning.callbacks import REGISTRY, PlasticityMechanism
 from bio_lightning.cli.docstrings import arguments
-from bio_lightning.config import bio_callbacks
+from bio_lightning.config import bio_callbacks, check_names
 from bio_lightning.errors import BioConfigError
 from bio_lightning.parameters import default_of, describe, parameters
 from bio_lightning.settings import Settings
 
 __all__ = ["BioCLI"]
+
+
+class _BioArgumentParser(LightningArgumentParser):
+    """Says of an unknown key under ``bio`` what the library says of it elsewhere."""
+
+    def parse_args(self, args: Any = None, *rest: Any, **options: Any) -> Any:
+        """Refuse flags that name no key."""
+        flags = sys.argv[1:] if args is None else list(args)
+        for flag, following in zip(flags, [*flags[1:], None], strict=True):
+            option, equals, value = flag.partition("=")
+            section, _, key = option.removeprefix("--bio.").partition(".")
+            if option.startswith("--bio.") and (key or section not in REGISTRY):
+                text = value if equals else following
+                self._refuse_unknown({section: {key: text} if key else text})
+        return super().parse_args(args, *rest, **options)
+
+    def validate(self, namespace: Namespace, *rest: Any, **options: Any) -> None:
+        """Refuse keys of files that name none."""
+        chosen = namespace.get(namespace.get("subcommand") or "", namespace)
+        self._refuse_unknown(chosen.get("bio"))
+        super().validate(namespace, *rest, **options)
+
+    def _refuse_unknown(self, given: Any) -> None:
+        try:
+            check_names(_sections(given), beside=("preset",))
+        except BioConfigError as error:
+            self.error(f"bio: {error}")
 
 
 class BioCLI(LightningCLI):
@@ -37,6 +66,9 @@ class BioCLI(LightningCLI):
             python main.py fit --config config.yaml --bio.preset=default --bio.crystallization.enabled=false
     """
 
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **{"parser_class": _BioArgumentParser, **options})
+
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Lightning's own arguments, and ours."""
         super().add_default_arguments_to_parser(parser)
@@ -50,14 +82,20 @@ class BioCLI(LightningCLI):
         )
 
     def _bio_callbacks(self) -> list[pl.Callback]:
-        given = self._get(self.config, "bio")
-        sections = given.as_dict() if given else {}
-        sections.pop("__path__", None)  # of a file
+        sections = _sections(self._get(self.config, "bio"))
         preset = sections.pop("preset", None)
         try:
             return list(bio_callbacks(sections) if preset is None else bio_callbacks(preset, sections))
         except BioConfigError as error:
             self._parser(self.subcommand).error(f"bio: {error}")
+
+
+def _sections(given: Any) -> dict[str, Any]:
+    """What is given under ``bio``, less the path of a file."""
+    given = given.as_dict() if isinstance(given, Namespace) else {} if given is None else given
+    if not isinstance(given, Mapping):
+        raise BioConfigError("source", given, "a mapping of sections, as in crystallization: {enabled: true}")
+    return {key: value for key, value in given.items() if key != "__path__"}
 
 
 def _bio_parser() -> ArgumentParser:

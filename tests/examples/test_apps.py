@@ -57,10 +57,12 @@ def test_lightning_cli(tmp_path, config, flag, expected):
 
 
 def test_lightning_cli_saves_what_was_given(tmp_path):
-    done = lightning_cli(tmp_path, "bio.yaml", "--bio.crystallization.enabled=false", "--trainer.max_steps=1")
+    flags = ("--bio.crystallization.enabled=false", "--bio.crystallization.end_step=null", "--trainer.max_steps=1")
+    done = lightning_cli(tmp_path, "bio.yaml", *flags)
     assert done.returncode == 0, done.stderr
     (saved,) = tmp_path.rglob("config.yaml")
-    given = {"preset": "default", "dales_principle": {"enabled": True}, "crystallization": {"enabled": False}}
+    crystallization = {"enabled": False, "end_step": None}
+    given = {"preset": "default", "dales_principle": {"enabled": True}, "crystallization": crystallization}
     assert yaml.safe_load(saved.read_text(encoding="utf-8"))["bio"] == given
 
 

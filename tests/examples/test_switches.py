@@ -155,7 +155,16 @@ def test_one_flag_with_a_class_path(start, section, cli):
             ["--bio.crystallization.enabled=true", "--bio.crystallization.floor=2"],
             r"bio: crystallization.floor: got 2.0; allowed: a number in \(0, 1\]",
         ),
-        (["--bio.cristallization.enabled=true"], "unrecognized arguments: --bio.cristallization.enabled=true"),
+        (
+            ["--bio.cristallization.enabled=true"],
+            r"bio: cristallization: got {'enabled': 'true'}; allowed: preset, .*\. Did you mean 'crystallization'?",
+        ),
+        (
+            ["--bio.crystallization.flor", "0.1"],
+            r"bio: crystallization.flor: got '0.1'; allowed: enabled, .*\. Did you mean 'floor'?",
+        ),
+        (["--bio.prest=paper"], r"bio: prest: got 'paper'; allowed: preset, seed, .*\. Did you mean 'preset'?"),
+        (["--bio.floor=0.1"], r"bio: floor: got '0.1'; .*\. Did you mean 'crystallization.floor'?"),
     ],
 )
 def test_error_of_the_command_line(start, capsys, flags, message):
@@ -163,6 +172,36 @@ def test_error_of_the_command_line(start, capsys, flags, message):
         start([], *flags)
     assert caught.value.code == 2
     assert re.search(f"^error: {message}", capsys.readouterr().err, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("bio", "message"),
+    [
+        ({"cristallization": {"enabled": True}}, r"cristallization: got {'enabled': True}; allowed: preset, seed, .*"),
+        ({"crystallization": {"flor": 0.1}}, r"crystallization.flor: got 0.1; .*\. Did you mean 'floor'\?"),
+        ({"crystallization": None}, r"crystallization: got None; allowed: a mapping, as in "),
+        ([1], r"source: got \[1\]; allowed: a mapping of sections, as in "),
+    ],
+)
+@pytest.mark.parametrize("command", [[], ["fit"]], ids=["no-subcommand", "fit"])
+def test_error_in_a_file(monkeypatch, capsys, tmp_path, bio, message, command):
+    app = yaml.safe_load((EXAMPLES / "lightning_cli" / "bio.yaml").read_text(encoding="utf-8"))
+    file = tmp_path / "mine.yaml"
+    file.write_text(yaml.safe_dump({**app, "bio": bio}), encoding="utf-8")
+    monkeypatch.setattr(sys, "argv", ["main.py", *command, f"--config={file}"])
+    with pytest.raises(SystemExit) as caught:
+        BioCLI(Classifier, ImageData, run=bool(command))
+    assert caught.value.code == 2
+    assert re.search(f"^error: bio: {message}", capsys.readouterr().err, re.MULTILINE)
+
+
+def test_error_in_a_file_under_bio(start, capsys, tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("crystallization: {flor: 0.1}", encoding="utf-8")
+    with pytest.raises(SystemExit) as caught:
+        start([], f"--bio={file}")
+    assert caught.value.code == 2
+    assert "\nerror: bio: crystallization.flor: got 0.1; allowed: enabled, " in capsys.readouterr().err
 
 
 def test_whole_file_under_bio(start, tmp_path):
