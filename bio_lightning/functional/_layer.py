@@ -5,12 +5,16 @@ Where several processes hold it together, see :func:`~bio_lightning.functional._
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import Tensor
 
 from bio_lightning.functional._shards import add_up_all
 
-__all__ = ["computing_dtype", "mean", "mean_abs", "ratio", "std", "total"]
+__all__ = ["add_pieces", "computing_dtype", "count_positive_", "mean", "mean_abs", "pieces", "ratio", "std", "total"]
+
+_PIECE = 1 << 16
 
 
 def computing_dtype(tensor: Tensor) -> torch.dtype:
@@ -21,6 +25,36 @@ def computing_dtype(tensor: Tensor) -> torch.dtype:
 def total(x: Tensor) -> Tensor:
     """Sum over all elements as a 0-dim tensor in float64."""
     return add_up_all(x.sum(dtype=torch.float64), x.numel())[0]
+
+
+def add_pieces(sums: Callable[[Tensor], Sequence[Tensor]], tensor: Tensor) -> Tensor:
+    """Sums over a tensor, on a processor by pieces that fit its cache, so that several passes cost one.
+
+    Args:
+        sums: 0-dim tensors from a flat piece, in float64 save for what is exact in less.
+        tensor: Any shape.
+
+    Returns:
+        Shape ``(sums,)``.
+    """
+    parts = pieces(tensor)
+    found = torch.stack([each for part in parts for each in sums(part)])
+    return found.view(len(parts), -1).sum(dim=0, dtype=torch.float64)
+
+
+def pieces(tensor: Tensor) -> tuple[Tensor, ...]:
+    """All elements, flat, in one piece or several."""
+    flat = tensor.detach().flatten()
+    return torch.split(flat, _PIECE if flat.device.type == "cpu" else max(flat.numel(), 1))
+
+
+def count_positive_(tensor: Tensor) -> Tensor:
+    """Number of elements > 0, 0-dim; NaN is none. Changes the tensor, which is a temporary.
+
+    Ones and zeros of the tensor's own type add up several times as fast as bools.
+    """
+    exact = tensor.dtype in (torch.float32, torch.float64) and tensor.numel() < 1 << 24
+    return tensor.gt_(0).sum(dtype=None if exact else torch.float64)
 
 
 def mean(x: Tensor) -> Tensor:

@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+from bio_lightning.functional._layer import computing_dtype, pieces
+
 __all__ = ["ACCURACY", "BINS", "sketch", "sketched_quantiles"]
 
 ACCURACY = 0.005  # largest relative error of a quantile
@@ -32,9 +34,12 @@ def sketch(values: Tensor) -> Tensor:
     References:
         Masson et al., DDSketch: a fast and fully-mergeable quantile sketch with relative-error guarantees, VLDB, 2019.
     """
-    exponent = (values.flatten().to(torch.float64).clamp(min=0).log() / math.log(_BASE)).ceil()
-    exponent = exponent.nan_to_num(nan=0.0, posinf=_REACH, neginf=-_REACH - 1).clamp(-_REACH - 1, _REACH)
-    return torch.bincount((exponent + _REACH + 1).to(torch.int64), minlength=BINS)
+    counts = torch.zeros(BINS, dtype=torch.int64, device=values.device)
+    for piece in pieces(values):
+        exponent = piece.to(computing_dtype(piece)).clamp(min=0).log_().mul_(1 / math.log(_BASE)).ceil_()
+        exponent.nan_to_num_(nan=0.0, posinf=_REACH, neginf=-_REACH - 1).clamp_(-_REACH - 1, _REACH)
+        counts += torch.bincount(exponent.add_(_REACH + 1).to(torch.int32), minlength=BINS)
+    return counts
 
 
 @torch.no_grad()

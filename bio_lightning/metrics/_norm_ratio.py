@@ -33,8 +33,9 @@ class NormRatio(Metric):
 
     def _add(self, tensor: Tensor, reference: Tensor) -> None:
         # in float64: float32 has no squares below 1e-45, and gradients reach those
-        self.squares = self.squares + tensor.to(torch.float64).square().sum()
-        self.reference_squares = self.reference_squares + reference.to(torch.float64).square().sum()
+        norm, reference_norm = (torch.linalg.vector_norm(each, dtype=torch.float64) for each in (tensor, reference))
+        self.squares = self.squares + norm.square()
+        self.reference_squares = self.reference_squares + reference_norm.square()
 
     def compute(self) -> Tensor:
         """The ratio over all layers so far."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from bio_lightning.functional._layer import ratio
+from bio_lightning.functional._layer import add_pieces, count_positive_, ratio
 
 __all__ = ["CrystallizedFraction"]
 
@@ -56,7 +56,8 @@ class CrystallizedFraction(Metric):
         Args:
             crystal: What is left of each synapse's plasticity, in (0, 1]; any shape.
         """
-        self.crystallized = self.crystallized + (crystal < self.below).sum()
+        (crystallized,) = add_pieces(lambda piece: (count_positive_(self.below - piece),), crystal)
+        self.crystallized = self.crystallized + crystallized
         self.count = self.count + crystal.numel()
 
     def compute(self) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from bio_lightning.functional._layer import ratio
+from bio_lightning.functional._layer import add_pieces, count_positive_, ratio
 
 __all__ = ["ExcitationInhibition"]
 
@@ -62,11 +62,11 @@ class ExcitationInhibition(Metric):
         Args:
             weight: Signed weights, any shape.
         """
-        weight = weight
-        self.excitation = self.excitation + weight.clamp(min=0).sum(dtype=torch.float64)
-        self.inhibition = self.inhibition - weight.clamp(max=0).sum(dtype=torch.float64)
-        self.excitatory = self.excitatory + (weight > 0).sum()
-        self.inhibitory = self.inhibitory + (weight < 0).sum()
+        excitation, inhibition, excitatory, inhibitory = add_pieces(_sums, weight)
+        self.excitation = self.excitation + excitation
+        self.inhibition = self.inhibition + inhibition
+        self.excitatory = self.excitatory + excitatory
+        self.inhibitory = self.inhibitory + inhibitory
         self.count = self.count + weight.numel()
 
     def compute(self) -> dict[str, Tensor]:
@@ -79,3 +79,9 @@ class ExcitationInhibition(Metric):
             "balance": ratio(difference, total, at_zero=0.0),
             "excitatory_fraction": torch.where(total.isnan(), total, share),  # NaN has no sign
         }
+
+
+def _sums(weight: Tensor) -> tuple[Tensor, ...]:
+    excitation, inhibition = weight.clamp(min=0), (-weight).clamp_(min=0)
+    sums = excitation.sum(dtype=torch.float64), inhibition.sum(dtype=torch.float64)
+    return *sums, count_positive_(excitation), count_positive_(inhibition)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from bio_lightning.functional._layer import ratio
+from bio_lightning.functional._layer import add_pieces, computing_dtype, count_positive_, ratio
 
 __all__ = ["LogNormality"]
 
@@ -22,8 +22,8 @@ class LogNormality(Metric):
 
     Magnitudes that are log-normal have a skewness of 0; those of normal weights have one of -1.5. Every synapse counts
     once: updates with several layers give what one update with all of them would give. Weights of exactly 0 are no
-    synapses and are left out. Standard deviation and skewness are the population's; where magnitudes differ by less
-    than 3e-5 of the mean logarithm both are 0.
+    synapses and are left out. Logarithms are taken in float32, or in float64 of weights in float64. Standard deviation
+    and skewness are the population's; where magnitudes differ by less than 3e-5 of the mean logarithm both are 0.
 
     Args:
         kwargs: Passed to :class:`torchmetrics.Metric`.
@@ -62,13 +62,11 @@ class LogNormality(Metric):
         Args:
             weight: Weights of any shape; signs do not matter.
         """
-        size = weight.abs().to(torch.float64)
-        logs = torch.where(size == 0, torch.ones_like(size), size).log()  # a log of 0 adds nothing
-        square = logs.square()
-        self.count = self.count + (size != 0).sum()
-        self.logs = self.logs + logs.sum()
-        self.squared_logs = self.squared_logs + square.sum()
-        self.cubed_logs = self.cubed_logs + (square * logs).sum()
+        count, logs, squared_logs, cubed_logs = add_pieces(_sums, weight)
+        self.count = self.count + count
+        self.logs = self.logs + logs
+        self.squared_logs = self.squared_logs + squared_logs
+        self.cubed_logs = self.cubed_logs + cubed_logs
 
     def compute(self) -> dict[str, Tensor]:
         """The three statistics of all synapses so far."""
@@ -81,3 +79,11 @@ class LogNormality(Metric):
         third = cube - 3 * mean * square + 2 * mean**3
         skew = third / torch.where(constant, torch.ones_like(variance), variance).pow(1.5)
         return {"mean": mean, "std": variance.sqrt(), "skew": torch.where(constant, torch.zeros_like(skew), skew)}
+
+
+def _sums(weight: Tensor) -> tuple[Tensor, ...]:
+    size = weight.abs()
+    logs = size.to(computing_dtype(size)).log()
+    logs = logs.nan_to_num_(nan=torch.nan, posinf=torch.inf, neginf=0.0).to(torch.float64)  # a log of 0 adds nothing
+    square = logs.square()
+    return count_positive_(size), logs.sum(), square.sum(), torch.dot(square, logs)

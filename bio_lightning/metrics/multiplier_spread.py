@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from bio_lightning.functional._layer import computing_dtype, ratio
+from bio_lightning.functional._layer import add_pieces, computing_dtype, ratio
 from bio_lightning.functional._sketch import BINS, sketch, sketched_quantiles
 
 __all__ = ["MultiplierSpread"]
@@ -83,10 +83,10 @@ class MultiplierSpread(Metric):
         if multiplier.numel() == 0:  # has no minimum
             return
         lowest, highest = torch.aminmax(multiplier)
-        distance = multiplier.to(computing_dtype(multiplier)) - 1
         self.count = self.count + multiplier.numel()
-        self.distance = self.distance + distance.sum(dtype=torch.float64)
-        self.squared_distance = self.squared_distance + distance.square().sum(dtype=torch.float64)
+        distance, squared_distance = add_pieces(_sums, multiplier)
+        self.distance = self.distance + distance
+        self.squared_distance = self.squared_distance + squared_distance
         self.lowest = torch.minimum(self.lowest, lowest.to(torch.float64))
         self.highest = torch.maximum(self.highest, highest.to(torch.float64))
         if self.quantiles:
@@ -112,3 +112,8 @@ class MultiplierSpread(Metric):
             return self.count.new_empty(0)
         estimate = sketched_quantiles(self.bins, self.quantiles)
         return torch.minimum(torch.maximum(estimate, self.lowest), self.highest)
+
+
+def _sums(multiplier: Tensor) -> tuple[Tensor, Tensor]:
+    distance = multiplier.to(computing_dtype(multiplier)) - 1
+    return distance.sum(dtype=torch.float64), torch.linalg.vector_norm(distance, dtype=torch.float64).square()

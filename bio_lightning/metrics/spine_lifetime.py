@@ -19,8 +19,8 @@ class SpineLifetime(Metric):
     .. math:: \text{steps} = \frac{\sum_e n_e \, \Delta t_e}{\sum_e r_e} \qquad
         \text{per\_step} = \frac{1}{\text{steps}}
 
-    Each update adds one event ``e`` in one layer: of ``n`` synapses, ``r`` were replaced, and all had lived for
-    :math:`\Delta t` steps since the last event. The steps that all synapses lived through, divided by the number of
+    Each update adds one layer and one event ``e``, or several together: of ``n`` synapses, ``r`` were replaced, and all
+    lived for :math:`\Delta t` steps. The steps that all synapses lived through, divided by the number of
     deaths, are the mean lifetime wherever turnover is steady (Little's law), whatever the distribution of lifetimes.
     The mean age of those that died would be too small: who lives long has not died yet.
 
@@ -33,8 +33,8 @@ class SpineLifetime(Metric):
 
     Example:
         >>> lifetime = SpineLifetime()
-        >>> lifetime.update(torch.tensor([True, False, False, False]), steps=100)
-        >>> lifetime.update(torch.tensor([False, False, False, True]), steps=100)
+        >>> lifetime.update(replaced=1, synapses=4, steps=100)
+        >>> lifetime.update(replaced=1, synapses=4, steps=100)
         >>> {key: value.item() for key, value in lifetime.compute().items()}
         {'steps': 400.0, 'per_step': 0.0025}
 
@@ -54,22 +54,21 @@ class SpineLifetime(Metric):
         for name in ("lived", "replaced"):
             self.add_state(name, torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
 
-    def update(self, replaced: Tensor, steps: int) -> None:
-        """Add one event in one layer.
+    def update(self, replaced: Tensor | int, synapses: int, steps: Tensor | int) -> None:
+        """Add one event in one layer, or several.
 
         Args:
-            replaced: Mask of the synapses that were replaced, bool; any shape. Where none was, give it all the same.
-            steps: Steps since the event before, or since the start; >= 1.
+            replaced: Number of synapses that were replaced. Where none was, give 0.
+            synapses: Number of synapses in the layer.
+            steps: Steps since the event before the first of these, or since the start; >= 0.
 
         Raises:
-            ValueError: ``replaced`` is no mask, or ``steps`` is out of range.
+            ValueError: ``steps`` is out of range.
         """
-        if replaced.dtype != torch.bool:
-            raise ValueError(f"replaced: got {replaced.dtype}; allowed: torch.bool")
-        if steps < 1:
-            raise ValueError(f"steps: got {steps!r}; allowed: a whole number >= 1")
-        self.lived = self.lived + replaced.numel() * steps
-        self.replaced = self.replaced + replaced.sum()
+        if not isinstance(steps, Tensor) and steps < 0:  # to look at a tensor would wait for its device
+            raise ValueError(f"steps: got {steps!r}; allowed: a whole number >= 0")
+        self.lived = self.lived + synapses * steps
+        self.replaced = self.replaced + replaced
 
     def compute(self) -> dict[str, Tensor]:
         """The two numbers over all events so far."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from bio_lightning.functional._layer import ratio
+from bio_lightning.functional._layer import add_pieces, count_positive_, ratio
 
 __all__ = ["SynapseSurvival"]
 
@@ -77,9 +77,10 @@ class SynapseSurvival(Metric):
         """
         if age.is_floating_point() or age.dtype == torch.bool:
             raise ValueError(f"age: got {age.dtype}; allowed: an integer type")
-        age = age.to(torch.int64)  # comparing wraps around where the type is too small for a number of steps
-        self.older = self.older + torch.stack([(age > steps).sum() for steps in self.older_than])
-        self.total_age = self.total_age + age.sum(dtype=torch.float64)
+        if age.dtype not in (torch.int32, torch.int64):
+            age = age.to(torch.int64)  # comparing wraps around where the type is too small for a number of steps
+        self.older = self.older + add_pieces(lambda part: [count_positive_(part - n) for n in self.older_than], age)
+        self.total_age = self.total_age + age.sum()
         self.count = self.count + age.numel()
 
     def compute(self) -> dict[str, Tensor]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
+from bio_lightning.functional._layer import computing_dtype
 from bio_lightning.metrics._norm_ratio import NormRatio, check_shapes
 
 __all__ = ["UpdateRatio"]
@@ -26,6 +26,7 @@ class UpdateRatio(NormRatio):
         where weights moved that were all 0.
 
     Example:
+        >>> import torch
         >>> update_ratio = UpdateRatio()
         >>> update_ratio.update(before=torch.tensor([3.0, 4.0]), after=torch.tensor([3.0, 4.5]))
         >>> update_ratio.compute().item()
@@ -46,5 +47,5 @@ class UpdateRatio(NormRatio):
             ValueError: The shapes differ.
         """
         check_shapes(before, after)
-        before = before.to(torch.float64)
-        self._add(after - before, before)
+        dtype = computing_dtype(before)
+        self._add(after.to(dtype) - before.to(dtype), before)

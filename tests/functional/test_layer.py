@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from bio_lightning.functional._layer import computing_dtype, mean, mean_abs, ratio, std
+from bio_lightning.functional._layer import add_up, computing_dtype, count_positive_, mean, mean_abs, pieces, ratio, std
 from tests import reference
 from tests.checks import TOLERANCE, assert_pure, floats, random_weight
 
@@ -55,3 +55,19 @@ def test_ratio_has_a_chosen_value_at_zero(at_zero):
 def test_nothing_is_modified():
     x = random_weight(3, 4)
     assert_pure(lambda tensor: (mean(tensor), mean_abs(tensor), std(tensor), ratio(tensor, tensor, 1.0)), x)
+
+
+@pytest.mark.parametrize("dtype", [*DTYPES, *HALF, torch.int32])
+def test_large_tensors_add_up_piece_by_piece(dtype):
+    x = (torch.arange(200_003) % 7 - 3).to(dtype).view(-1, 1).expand(-1, 2)
+    assert len(pieces(x)) > 1
+    assert torch.equal(torch.cat(pieces(x)), x.flatten())
+    total, positive = add_up(lambda part: (part.sum(dtype=torch.float64), count_positive_(part.clone())), x)
+    assert (total.dtype, positive.dtype) == (torch.float64, torch.float64)
+    assert total.item() == x.double().sum().item()
+    assert positive.item() == int((x > 0).sum()) > 2**16
+
+
+def test_counts_nothing_that_is_not_a_number_or_not_there():
+    assert count_positive_(torch.tensor([float("nan"), 0.0, -1.0, 2.0])) == 1
+    assert add_up(lambda part: (count_positive_(part),), torch.empty(0)).tolist() == [0.0]

@@ -49,3 +49,9 @@ def test_nothing_is_modified():
     values = torch.rand(9)
     assert_pure(sketch, values)
     assert_pure(lambda counts: sketched_quantiles(counts, (0.1, 0.9)), sketch(values))
+
+
+def test_large_tensors_are_counted_as_a_whole():
+    values = torch.rand(200_000, generator=torch.Generator().manual_seed(0)) + 0.5
+    assert sketch(values).sum() == 200_000
+    assert torch.equal(sketch(values), sketch(values[:7]) + sketch(values[7:]))

@@ -54,8 +54,8 @@ def survival(ages):
 
 
 def lifetime(events):
-    deaths = sum(np.asarray(mask).sum() for mask, _ in events)
-    lived = sum(np.asarray(mask).size * steps for mask, steps in events)
+    deaths = sum(int(replaced) for replaced, _, _ in events)
+    lived = sum(synapses * steps for _, synapses, steps in events)
     return {"steps": lived / deaths if deaths else np.inf, "per_step": deaths / lived}
 
 
@@ -213,10 +213,10 @@ CASES: dict[str, Case] = {
         ),
     ),
     "SpineLifetime": Case(
-        draw=lambda rng: (torch.as_tensor(rng.uniform(size=(rng.integers(1, 9), 5)) < 0.3), int(rng.integers(1, 9))),
+        draw=lambda rng: (torch.as_tensor(rng.integers(0, 20)), int(rng.integers(20, 40)), int(rng.integers(1, 9))),
         reference=lifetime,
-        example=((torch.tensor([[True, False], [False, False]]), 25), {"steps": 100.0, "per_step": 0.01}),
-        empty=((torch.empty(0, dtype=torch.bool), 10), {"steps": np.inf, "per_step": 0.0}),
+        example=((1, 4, 25), {"steps": 100.0, "per_step": 0.01}),
+        empty=((0, 0, 10), {"steps": np.inf, "per_step": 0.0}),
     ),
     "ExcitationInhibition": Case(
         draw=lambda rng: (draw_weight(rng, rng.integers(1, 9), 7, 3),),
@@ -254,7 +254,7 @@ CASES: dict[str, Case] = {
         draw=lambda rng: (draw_weight(rng, rng.integers(1, 9), 7, 3),),
         reference=log_normality,
         example=(
-            (torch.tensor([1.0, -1.0, 0.0, 1.0, 16.0]),),
+            (torch.tensor([1.0, -1.0, 0.0, 1.0, 16.0], dtype=torch.float64),),
             {"mean": np.log(2), "std": 3**0.5 * np.log(2), "skew": 2 / 3**0.5},
         ),
         empty=((torch.empty(0, 2),), {"mean": 0.0, "std": 0.0, "skew": 0.0}),

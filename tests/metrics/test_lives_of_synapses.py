@@ -19,7 +19,7 @@ def test_ages_and_masks_of_a_simulated_turnover():
         age += 1
         replaced = rng.uniform(size=4000) < hazard
         if step >= 300:  # steady by then
-            lifetime.update(torch.as_tensor(replaced), steps=1)
+            lifetime.update(torch.as_tensor(replaced).sum(), synapses=4000, steps=1)
             died_at.append(age[replaced])
         age[replaced] = 0
     assert lifetime.compute()["per_step"].item() == pytest.approx(hazard.mean(), rel=0.02)
@@ -33,15 +33,14 @@ def test_ages_and_masks_of_a_simulated_turnover():
 
 def test_the_old_who_have_not_died_count():
     metric = SpineLifetime()
-    replaced = torch.tensor([True] + [False] * 9)
     for _ in range(5):
-        metric.update(replaced, steps=10)  # one place turns over, nine never do
+        metric.update(replaced=1, synapses=10, steps=10)  # one place turns over, nine never do
     assert metric.compute()["steps"] == 100.0  # not 10, the age of all that died
 
 
 def test_nothing_replaced():
     metric = SpineLifetime()
-    metric.update(torch.zeros(3, 3, dtype=torch.bool), steps=7)
+    metric.update(0, synapses=9, steps=7)
     assert {key: value.item() for key, value in metric.compute().items()} == {"steps": math.inf, "per_step": 0.0}
 
 
@@ -65,13 +64,7 @@ def test_ages_are_integers(dtype):
         SynapseSurvival().update(torch.ones(3, dtype=dtype))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.int64])
-def test_replaced_is_a_mask(dtype):
-    with pytest.raises(ValueError, match=f"replaced: got {dtype}"):
-        SpineLifetime().update(torch.ones(3, dtype=dtype), steps=1)
-
-
-@pytest.mark.parametrize("steps", [0, -3])
+@pytest.mark.parametrize("steps", [-1, -3])
 def test_steps_out_of_range(steps):
     with pytest.raises(ValueError, match=f"steps: got {steps}"):
-        SpineLifetime().update(torch.ones(3, dtype=torch.bool), steps=steps)
+        SpineLifetime().update(1, synapses=3, steps=steps)
