@@ -23,6 +23,8 @@ class BioCallback(Parametrized, pl.Callback):
     #: Section in YAML, first part of tags, stem of files.
     name: ClassVar[str]
     is_mechanism: ClassVar[bool] = False
+    #: Whether it asks how old synapses are, so that their births have to be kept.
+    reads_ages: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         self._session: Session | None = None

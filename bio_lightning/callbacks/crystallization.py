@@ -105,9 +105,11 @@ class Crystallization(PlasticityMechanism):
         return (Kept(session.store[synapses.name]["crystal"], ONE),)
 
     def observables(self, session: Session, synapses: Synapses) -> Observables:
-        """Also how many synapses are rigid."""
+        """Also how many synapses are rigid, and how many the next hit would take to the floor."""
         crystal = session.store[synapses.name]["crystal"]
-        return {**super().observables(session, synapses), "crystallized_fraction": (crystal,)}
+        near = min(self.floor / self.dampening_factor, (1 + self.floor) / 2)
+        rigid: Observables = {"crystallized_fraction": (crystal,), "floor_fraction": (crystal / near,)}
+        return {**super().observables(session, synapses), **rigid}
 
 
 def _by_gradient(block: Block, *, crystal_thresh: float, ignore_zero_grad: bool, **change: float) -> Tensor:

@@ -17,7 +17,7 @@ from bio_lightning.functional._shards import count_of, cut, in_parts_of, local, 
 from bio_lightning.functional.noise import Draw
 from bio_lightning.functional.quantiles import quantile_table, segments
 from bio_lightning.functional.weight_rejuvenation import Source
-from bio_lightning.kernels import Block, Rule
+from bio_lightning.kernels import Block, Form, Rule
 from bio_lightning.layout import Layout
 from bio_lightning.optimizers import Moments, Owner, moments_of
 from bio_lightning.parameters import number
@@ -56,7 +56,8 @@ class WeightRejuvenation(ScheduledMechanism):
 
     name: ClassVar[str] = "weight_rejuvenation"
     order: ClassVar[int] = 50
-    stored: ClassVar[tuple[str, ...]] = ("initial_std", "quantiles", "replaced", "replaced_total")
+    #: ``born`` is the step at which each synapse was born; it is kept where another callback asks for ages.
+    stored: ClassVar[tuple[str, ...]] = ("initial_std", "quantiles", "replaced", "replaced_total", "lived", "born")
     counts: ClassVar[tuple[str, ...]] = ("replaced", "replaced_total")
 
     every_n_steps: int = number(100, ge=1)
@@ -102,9 +103,15 @@ class WeightRejuvenation(ScheduledMechanism):
             initial = _without_padding(synapses, whole(weight))
             tensors["quantiles"] = quantile_table(initial)
             tensors["initial_std"] = std(initial)
-        for key in ("replaced", "replaced_total"):
-            zero = torch.zeros((), dtype=torch.int64, device=weight.device)
+        zero = torch.zeros((), dtype=torch.int64, device=weight.device)
+        for key in self.counts:
             tensors.setdefault(key, count_of(zero, weight))
+        tensors.setdefault("lived", zero)
+        if not any(callback.reads_ages for callback in session.callbacks):
+            tensors.pop("born", None)
+        elif "born" not in tensors:
+            now = session.step_of(synapses) if session.steps else 0  # a plan counts no steps
+            tensors["born"] = torch.full_like(synapses.weight, now, dtype=torch.int32, requires_grad=False)
 
     @torch.no_grad()
     def finish(self, session: Session, synapses: Synapses, owner: Owner, completed: range) -> None:
@@ -116,11 +123,24 @@ class WeightRejuvenation(ScheduledMechanism):
         else:
             self._turn_over(session, synapses, owner, completed[-1])
 
+    def kept(self, session: Session, synapses: Synapses, step: int) -> tuple[Kept, ...]:
+        """A new synapse is born now."""
+        born = session.store[synapses.name].get("born")
+        if born is None:
+            return ()
+        return (Kept(born, _NOW, operands=(torch.full((), step, dtype=born.dtype, device=born.device),)),)
+
     def observables(self, session: Session, synapses: Synapses) -> Observables:
-        """How many synapses were replaced."""
-        tensors = session.store[synapses.name]
-        replaced = (tensors["replaced"], tensors["replaced_total"], synapses.weight.numel())
-        return {**super().observables(session, synapses), "replaced": replaced}
+        """How many synapses were replaced, how long they live, and how old they are."""
+        tensors, total = session.store[synapses.name], synapses.weight.numel()
+        observed = {
+            **super().observables(session, synapses),
+            "replaced": (tensors["replaced"], tensors["replaced_total"], total),
+            "lifetime": (tensors["replaced_total"], total, tensors["lived"]),
+        }
+        if "born" in tensors:
+            observed["age"] = (session.step_of(synapses) - tensors["born"],)
+        return observed
 
     def _turn_over(self, session: Session, synapses: Synapses, owner: Owner, step: int) -> None:
         """Replace weak synapses, in one pass over the weight and all that is kept of it."""
@@ -156,6 +176,7 @@ class WeightRejuvenation(ScheduledMechanism):
         tensors = session.store[synapses.name]
         tensors["replaced"] = changed.number
         tensors["replaced_total"] = tensors["replaced_total"] + changed.number
+        tensors["lived"] = tensors["lived"] + self.every_n_steps  # by every synapse, since the event before
 
     def _kept(self, session: Session, synapses: Synapses, owner: Owner, step: int) -> list[Kept]:
         moments = self._moments_of(session, synapses.name, owner, synapses.weight)
@@ -317,3 +338,10 @@ def _fresh(operands: dict[str, Tensor], source: Source) -> dict[str, Any]:
     """What new synapses are made from."""
     fit = (operands["centre"], operands["spread"]) if source == "lognormal" else None
     return {"table": operands["table"].view(-1), "signs": operands.get("signs"), "fit": fit}
+
+
+def _step(block: Block) -> Tensor:
+    return block.operands[0]
+
+
+_NOW = Form(factor=Rule(_step))

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from bio_lightning.functional._layer import add_up, computing_dtype, count_positive_, mean, mean_abs, pieces, ratio, std
+from bio_lightning.functional._layer import add_pieces, computing_dtype, count_positive_, mean, mean_abs, pieces, ratio, std
 from tests import reference
 from tests.checks import TOLERANCE, assert_pure, floats, random_weight
 
@@ -62,7 +62,7 @@ def test_large_tensors_add_up_piece_by_piece(dtype):
     x = (torch.arange(200_003) % 7 - 3).to(dtype).view(-1, 1).expand(-1, 2)
     assert len(pieces(x)) > 1
     assert torch.equal(torch.cat(pieces(x)), x.flatten())
-    total, positive = add_up(lambda part: (part.sum(dtype=torch.float64), count_positive_(part.clone())), x)
+    total, positive = add_pieces(lambda part: (part.sum(dtype=torch.float64), count_positive_(part.clone())), x)
     assert (total.dtype, positive.dtype) == (torch.float64, torch.float64)
     assert total.item() == x.double().sum().item()
     assert positive.item() == int((x > 0).sum()) > 2**16
