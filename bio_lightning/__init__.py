@@ -11,7 +11,7 @@ from bio_lightning.callbacks import (
     WeightSplitting,
 )
 from bio_lightning.config import BioConfig, bio_callbacks, load_config
-from bio_lightning.errors import BioConfigError, NoEffectWarning
+from bio_lightning.errors import BioConfigError, NoEffectWarning, SynapseWarning
 from bio_lightning.inspection import dale_signs, multipliers
 from bio_lightning.split_layers import fold
 
@@ -25,6 +25,7 @@ __all__ = [
     "DalesPrinciple",
     "FuzzyLearningRates",
     "NoEffectWarning",
+    "SynapseWarning",
     "SynapticScaling",
     "VolumeDependentLR",
     "WeightRejuvenation",

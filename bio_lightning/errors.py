@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-__all__ = ["BioConfigError", "NoEffectWarning"]
+__all__ = ["BioConfigError", "NoEffectWarning", "SynapseWarning"]
 
 
 class BioConfigError(ValueError):
@@ -39,6 +39,10 @@ class BioConfigError(ValueError):
 
 class NoEffectWarning(UserWarning):
     """Something that the user asked for changes nothing."""
+
+
+class SynapseWarning(UserWarning):
+    """Something that the synapses do, and the user may not want; from ``BioMonitor(alerts=True)``."""
 
 
 def nearest_name(name: str, names: Iterable[str]) -> str | None:

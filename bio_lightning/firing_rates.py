@@ -14,7 +14,7 @@ from bio_lightning.functional._layer import computing_dtype
 from bio_lightning.functional._shards import innermost_part, local
 from bio_lightning.synapses import NEURON_KINDS, Synapses
 
-__all__ = ["FiringRates", "Gate", "RateCounter", "Side"]
+__all__ = ["FiringRates", "Gate", "RateCounter", "Side", "counted", "firing_modules", "neuron_dim"]
 
 _DECAY = 0.99
 
@@ -166,28 +166,14 @@ class FiringRates:
         summed = torch.split(packed, [count.numel() for count in mine])
         return {key: (count[:-1], count[-1]) for key, count in zip(counts, summed, strict=True)}
 
-    def _neurons(self, name: str, side: Side) -> int:
-        synapses = self._watched[name]
-        return synapses.postsynaptic_neurons if side == "rate" else synapses.presynaptic_neurons
-
     def _nothing(self, name: str, side: Side) -> Tensor:
         """What a rank has counted in a layer that it did not run."""
-        device = self._watched[name].weight.device
-        return torch.zeros(self._neurons(name, side) + 1, dtype=torch.float64, device=device)
+        synapses = self._watched[name]
+        return torch.zeros(_neurons(synapses, side) + 1, dtype=torch.float64, device=synapses.weight.device)
 
     def _count(self, key: tuple[str, Side]) -> Count | None:
-        """What this process has counted.
-
-        Tensor parallelism lets a process see some neurons of a layer, and all processes the same samples. So that they
-        add up to a share of all observations, each counts what it sees as often as there are processes.
-        """
-        count = _counted(self._counters[key])
-        if count is None or len(count[0]) == self._neurons(*key):
-            return count
-        start, processes = innermost_part(self._watched[key[0]].weight, 0 if key[1] == "rate" else 1)
-        positive = self._nothing(*key)[:-1]
-        positive[start : start + len(count[0])] = count[0] * processes
-        return positive, count[1]
+        name, side = key
+        return counted(self._counters[key], self._watched[name], side)
 
     def discard(self, names: set[str]) -> None:
         """Forget the counts of layers whose step does not happen."""
@@ -218,14 +204,27 @@ def _is_repetition() -> bool:
     return node is not None and not isinstance(node, torch.autograd.function.BackwardCFunction)
 
 
-def _counted(counters: list[RateCounter]) -> Count | None:
-    """Positive values of all sites of a layer, and the number of observations."""
+def counted(counters: Iterable[RateCounter], synapses: Synapses, side: Side) -> Count | None:
+    """What this process has counted at all sites of a layer; None where it did not run.
+
+    Tensor parallelism lets a process see some neurons of a layer, and all processes the same samples. So that they add
+    up to a share of all observations, each counts what it sees as often as there are processes.
+    """
     count: Count | None = None
     for counter in counters:
         if counter.positive is not None:
             one = counter.positive, counter.total
             count = one if count is None else (count[0] + one[0], count[1] + one[1])
-    return count
+    if count is None or len(count[0]) == _neurons(synapses, side):
+        return count
+    start, processes = innermost_part(synapses.weight, 0 if side == "rate" else 1)
+    positive = count[0].new_zeros(_neurons(synapses, side))
+    positive[start : start + len(count[0])] = count[0] * processes
+    return positive, count[1]
+
+
+def _neurons(synapses: Synapses, side: Side) -> int:
+    return synapses.postsynaptic_neurons if side == "rate" else synapses.presynaptic_neurons
 
 
 def _packed(count: Count) -> Tensor:

@@ -19,6 +19,11 @@ TOP_LEVEL = {
     "CHANGELOG.md", "LICENSE", "README.md", "bio_lightning", "configs", "examples", "pyproject.toml", "tests",
 }  # fmt: skip
 MAX_BODY, MAX_FILE = 40, 350
+#: What a user may do without, and the modules that may ask for it.
+OPTIONAL = {
+    "bio_lightning.monitoring.figures": ("matplotlib",),
+    "bio_lightning.monitoring.loggers": ("matplotlib", "wandb"),
+}
 
 
 def tree(path: Path) -> ast.Module:
@@ -98,7 +103,19 @@ def test_only_config_knows_yaml_and_only_package_and_command_line_know_config(na
 def test_imports_what_is_installed_with_it(name):
     declared = ("bio_lightning", "lightning", "omegaconf", "torch", "torchmetrics", "typing_extensions", "yaml")
     of_command_line = ("jsonargparse", "tensorboard") if name.startswith("bio_lightning.cli") else ()
-    assert foreign(name, declared + of_command_line) == set()
+    assert foreign(name, declared + of_command_line + OPTIONAL.get(name, ())) == set()
+
+
+@pytest.mark.parametrize("name", OPTIONAL)
+def test_optional_dependencies_are_imported_where_they_are_needed(name):
+    """Within functions, or for type checkers alone."""
+    at_once = {
+        alias.name.partition(".")[0]
+        for node in tree(MODULES[name]).body
+        if isinstance(node, (ast.Import, ast.ImportFrom))
+        for alias in ([ast.alias(node.module)] if isinstance(node, ast.ImportFrom) else node.names)
+    }
+    assert at_once.isdisjoint(OPTIONAL[name])
 
 
 # ---- files -----------------------------------------------------------------------------------------------------------

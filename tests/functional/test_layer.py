@@ -1,7 +1,16 @@
 import pytest
 import torch
 
-from bio_lightning.functional._layer import add_pieces, computing_dtype, count_positive_, mean, mean_abs, pieces, ratio, std
+from bio_lightning.functional._layer import (
+    add_pieces,
+    computing_dtype,
+    count_positive_,
+    mean,
+    mean_abs,
+    pieces,
+    ratio,
+    std,
+)
 from tests import reference
 from tests.checks import TOLERANCE, assert_pure, floats, random_weight
 
@@ -70,4 +79,4 @@ def test_large_tensors_add_up_piece_by_piece(dtype):
 
 def test_counts_nothing_that_is_not_a_number_or_not_there():
     assert count_positive_(torch.tensor([float("nan"), 0.0, -1.0, 2.0])) == 1
-    assert add_up(lambda part: (count_positive_(part),), torch.empty(0)).tolist() == [0.0]
+    assert add_pieces(lambda part: (count_positive_(part),), torch.empty(0)).tolist() == [0.0]

@@ -1,0 +1,188 @@
+"""Numbers by tag: every statistic of every layer, and of all layers together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple, cast
+
+import torch
+import torch.distributed
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_sum
+
+from bio_lightning.functional._shards import whole
+from bio_lightning.metrics import (
+    ActivationRank,
+    CrystallizedFraction,
+    DormantFraction,
+    ExcitationInhibition,
+    FiringRate,
+    GradientRatio,
+    LogNormality,
+    MultiplierSpread,
+    SignViolations,
+    SpineLifetime,
+    SynapseSurvival,
+    Turnover,
+    UpdateRatio,
+    WeightRank,
+)
+from bio_lightning.synapses import Synapses
+
+__all__ = [
+    "ACTIVITY",
+    "FAMILIES",
+    "OVERALL",
+    "PLASTICITY",
+    "WEIGHTS",
+    "Family",
+    "Observation",
+    "Series",
+    "Statistics",
+    "joined",
+    "sum_over_ranks",
+]
+
+#: Groups beside the mechanisms: the first part of a tag.
+WEIGHTS, ACTIVITY, PLASTICITY = "weights", "activity", "plasticity"
+OVERALL = "overall"
+#: Quantiles of what all mechanisms together do; of one of them the spread will do.
+QUANTILES = (0.05, 0.5, 0.95)
+
+
+class Family(NamedTuple):
+    """Statistics that one metric computes.
+
+    Args:
+        metric: Its class, or a function that gives one.
+        prefix: Of their names, in front of what ``compute`` calls them; the whole name where it computes one number.
+    """
+
+    metric: Callable[..., Metric]
+    prefix: str = ""
+
+
+#: What turns observations into statistics, by the name under which mechanisms and probes report them.
+FAMILIES: dict[str, Family] = {
+    "multiplier": Family(MultiplierSpread, "multiplier_"),
+    "plasticity": Family(partial(MultiplierSpread, quantiles=QUANTILES), "multiplier_"),
+    "crystallized_fraction": Family(CrystallizedFraction, "crystallized_fraction"),
+    "floor_fraction": Family(partial(CrystallizedFraction, below=1.0), "floor_fraction"),
+    "replaced": Family(Turnover, "replaced_"),
+    "lifetime": Family(SpineLifetime, "lifetime_"),
+    "age": Family(SynapseSurvival),
+    "violations": Family(SignViolations, "violations_"),
+    "firing_rate_mean": Family(FiringRate, "firing_rate_mean"),
+    "dormant_fraction": Family(DormantFraction, "dormant_fraction_"),
+    "input_rank": Family(ActivationRank, "input_rank_"),
+    "log_weight": Family(LogNormality, "log_weight_"),
+    "balance": Family(ExcitationInhibition),
+    "rank": Family(WeightRank, "rank_"),
+    "update_ratio": Family(UpdateRatio, "update_ratio"),
+    "gradient_ratio": Family(GradientRatio, "gradient_ratio"),
+}
+
+#: Mechanism or group, family, and arguments of the metric's ``update``.
+Observation = tuple[str, str, tuple[Any, ...]]
+
+#: Metrics by layer, by mechanism (or group) and family.
+Series = dict[tuple[str, str], dict[str, Metric]]
+
+
+class Statistics:
+    """Metrics of all layers, kept from one log to the next, since making one costs more than its maths.
+
+    What torchmetrics wraps around ``update``, ``compute`` and ``reset``, to synchronise and to cache, would cost as
+    much again. Nothing is cached here, and processes are in step at one place only, see :func:`sum_over_ranks`.
+    """
+
+    def __init__(self) -> None:
+        self._kept: dict[tuple[str, str, str], Metric] = {}
+
+    def metric(self, group: str, family: str, layer: str, device: torch.device, **settings: Any) -> Metric:
+        """An empty metric."""
+        key = (group, family, layer)
+        if key not in self._kept:
+            self._kept[key] = FAMILIES[family].metric(sync_on_compute=False, **settings).to(device)
+        metric = self._kept[key]
+        vars(metric).update((name, cast("Tensor", default).to(device)) for name, default in metric._defaults.items())
+        return metric
+
+    @torch.no_grad()
+    def updated(self, layers: Iterable[tuple[Synapses, Iterable[Observation]]]) -> Series:
+        """Metrics that have seen what is observed of some layers."""
+        series: Series = {}
+        for layer, observations in layers:
+            for group, family, values in observations:
+                metric = self.metric(group, family, layer.name, layer.weight.device)
+                type(metric).update(metric, *(whole(v) if isinstance(v, Tensor) else v for v in values))
+                series.setdefault((group, family), {})[layer.name] = metric
+        return series
+
+    @torch.no_grad()
+    def by_tag(self, series: Series) -> dict[str, float]:
+        """What the metrics compute, and what they compute for all layers together, in one transfer from the device."""
+        found: dict[str, Tensor] = {}
+        for (group, family), metrics in series.items():
+            computed = {layer: _computed(family, metric) for layer, metric in metrics.items()}
+            computed[OVERALL] = self._overall(group, family, metrics, computed)
+            for layer, statistics in computed.items():
+                found.update({f"bio/{group}/{name}/{layer}": value for name, value in statistics.items()})
+        if not found:
+            return {}
+        device = next(iter(found.values())).device
+        values = torch.stack([value.to(device) for value in found.values()]).tolist()
+        numbers = dict(zip(found, values, strict=True))
+        # without a death there is no lifetime yet
+        return {tag: number for tag, number in numbers.items() if not ("/lifetime_" in tag and number == float("inf"))}
+
+    def _overall(
+        self, group: str, family: str, metrics: Mapping[str, Metric], computed: Mapping[str, Mapping[str, Tensor]]
+    ) -> dict[str, Tensor]:
+        first = next(iter(metrics.values()))
+        if not isinstance(first, (DormantFraction, ActivationRank)):
+            merged = self.metric(group, family, OVERALL, first.device)
+            for metric in metrics.values():
+                merged.merge_state(metric)
+            return _computed(family, merged)
+        # states of layers with different numbers of units do not merge: every unit counts once, or every rank
+        sizes = [float(sum(m.units)) if isinstance(m, DormantFraction) else 1.0 for m in metrics.values()]
+        shares = torch.tensor(sizes, dtype=torch.float64, device=first.device) / sum(sizes)
+        rows = [computed[layer] for layer in metrics]
+        return {name: torch.stack([row[name] for row in rows]) @ shares for name in rows[0]}
+
+
+def _computed(family: str, metric: Metric) -> dict[str, Tensor]:
+    """Statistics by name."""
+    prefix, computed = FAMILIES[family].prefix, type(metric).compute(metric)
+    return {prefix: computed} if isinstance(computed, Tensor) else {f"{prefix}{k}": v for k, v in computed.items()}
+
+
+def sum_over_ranks(metrics: Sequence[Metric]) -> None:
+    """What each metric's own synchronisation does to its sums, in one message for all of them.
+
+    Args:
+        metrics: The same ones in the same order on every rank; all their states are sums.
+    """
+    names = [(metric, name) for metric in metrics for name in metric._defaults]
+    if any(metric._reductions[name] is not dim_zero_sum for metric, name in names):
+        raise TypeError("only sums can be added up over ranks")
+    states = [cast("Tensor", getattr(metric, name)) for metric, name in names]
+    if not states:
+        return
+    packed = torch.cat([state.flatten() for state in states])
+    torch.distributed.all_reduce(packed)
+    pieces = torch.split(packed, [state.numel() for state in states])
+    for (metric, name), state, piece in zip(names, states, pieces, strict=True):
+        setattr(metric, name, piece.view_as(state))
+
+
+def joined(parts: Iterable[Series]) -> Series:
+    """One table of all."""
+    series: Series = {}
+    for part in parts:
+        for key, metrics in part.items():
+            series.setdefault(key, {}).update(metrics)
+    return series
