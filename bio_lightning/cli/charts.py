@@ -109,5 +109,5 @@ def _ticks(low: float, high: float, most: int = 5) -> list[float]:
     """Round numbers within a range."""
     rough = (high - low) / most
     power = 10 ** math.floor(math.log10(rough))
-    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough)
+    step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= rough)
     return [number * step for number in range(math.ceil(low / step), math.floor(high / step) + 1)]

@@ -75,7 +75,7 @@ def _read(path: Path, name: str) -> Run:
         name,
         {tag: [(event.step, event.value) for event in points] for tag, points in series.items()},
         {tag: events.Images(tag)[-1].encoded_image_string for tag in sorted(tags["images"])},
-        {**_beside(path), **_hyperparameters(events)},
+        {**_hyperparameters(events), **_beside(path)},
         max(times) - min(times) if times else math.nan,
     )
 

@@ -29,12 +29,13 @@ svg .grid { stroke: var(--faint); } svg polyline { fill: none; stroke-width: 1.8
 .wide { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 td, th { padding: .25rem .8rem; border-bottom: 1px solid var(--faint); text-align: right; }
 td:first-child, th:first-child { text-align: left; } .empty { opacity: .7; }
+summary { cursor: pointer; font-weight: 600; margin-top: 1.2rem; }
 tbody tr.group th { text-align: left; padding-top: .9rem; }
 """
 
 
 def page(runs: Sequence[Run], title: str = "bio_lightning: runs") -> str:
-    """The page: a key to the runs, a table that compares them, and a panel for every overall series.
+    """The page: a key to the runs, how training went, a table that compares them, and a panel for every overall series.
 
     Args:
         runs: At least one.
@@ -45,11 +46,13 @@ def page(runs: Sequence[Run], title: str = "bio_lightning: runs") -> str:
         True
     """
     groups = _groups(runs)
-    panels = "".join(_section(group, tags, runs) for group, tags in groups.items())
+    training = _section(_TRAINING, groups.get(_TRAINING, []), runs)
+    panels = "".join(_section(group, tags, runs) for group, tags in groups.items() if group != _TRAINING)
     return (
         f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{_STYLE}</style></head><body>'
-        f"<h1>{escape(title)}</h1>\n{_keys(runs)}\n<h2>Comparison</h2>{_table(runs, groups)}\n{panels}</body></html>\n"
+        f"<h1>{escape(title)}</h1>\n{_keys(runs)}\n{training}<h2>Comparison</h2>{_comparison(runs, groups)}"
+        f"{_settings(runs)}\n{panels}</body></html>\n"
     )
 
 
@@ -79,20 +82,30 @@ def _keys(runs: Iterable[Run]) -> str:
     return f'<ul class="keys">{"".join(items)}</ul>'
 
 
-def _table(runs: Sequence[Run], groups: dict[str, list[str]]) -> str:
-    """Last values, and those hyperparameters in which the runs differ."""
+def _comparison(runs: Sequence[Run], groups: dict[str, list[str]]) -> str:
+    """Last values."""
     rows = [
         _row("last step", [str(max((points[-1][0] for points in run.scalars.values()), default="-")) for run in runs]),
         _row("minutes", [tidy(run.seconds / 60) for run in runs]),
     ]
-    keys = dict.fromkeys(key for run in runs for key in run.hyperparameters)
-    settings = {key: [str(run.hyperparameters.get(key, "-")) for run in runs] for key in sorted(keys)}
-    differing = {key: values for key, values in settings.items() if len(set(values)) > 1}
-    if differing:
-        rows += [_heading("settings that differ", runs), *(_row(key, values) for key, values in differing.items())]
     for group, tags in groups.items():
         rows.append(_heading(f"{group}, last value", runs))
         rows += [_row(_short(tag), [_last(run, tag) for run in runs]) for tag in tags]
+    return _table(runs, rows)
+
+
+def _settings(runs: Sequence[Run]) -> str:
+    """Those hyperparameters in which the runs differ, folded up: of runs with other mechanisms they are many."""
+    keys = dict.fromkeys(key for run in runs for key in run.hyperparameters)
+    settings = {key: [str(run.hyperparameters.get(key, "-")) for run in runs] for key in sorted(keys)}
+    rows = [_row(key, values) for key, values in settings.items() if len(set(values)) > 1]
+    if not rows:
+        return ""
+    summary = f"settings that differ ({len(rows)})"
+    return f"<details><summary>{summary}</summary>{_table(runs, rows)}</details>"
+
+
+def _table(runs: Sequence[Run], rows: Sequence[str]) -> str:
     head = "".join(f'<th scope="col">{escape(run.name)}</th>' for run in runs)
     body = "\n".join(rows)
     return f'<div class="wide"><table><thead><tr><th></th>{head}</tr></thead><tbody>\n{body}\n</tbody></table></div>'

@@ -195,5 +195,5 @@ def test_line_runs_from_corner_to_corner_and_has_gaps():
     drawn = chart("x", {0: [(0.0, 1.0), (1.0, 2.0), (2.0, math.nan), (3.0, 1.0)]})
     assert (drawn.count("<polyline"), drawn.count("<circle")) == (1, 1)
     assert re.findall(r">([\d.]+)</text>", chart("x", {0: [(0.0, 0.0), (100.0, 1.0)]})) == [
-        "0", "0.2", "0.4", "0.6", "0.8", "1", "0", "50", "100",
+        "0", "0.2", "0.4", "0.6", "0.8", "1", "0", "25", "50", "75", "100",
     ]  # fmt: skip
