@@ -8,6 +8,7 @@ Ends with a table, an overview as PNG, and TensorBoard logs of both runs, all in
 from __future__ import annotations
 
 import argparse
+import copy
 import itertools
 import math
 import shutil
@@ -19,13 +20,21 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
-from bio_lightning import BioConfigError, bio_callbacks, load_config
+from bio_lightning import BioConfigError, BioMonitor, bio_callbacks, load_config
+from bio_lightning.config import presets
 from data import Images, load
 from models import LEARNING_RATES, NETWORKS
 from report import save_figure, table
 from runs import Run, Settings, train
 
 __all__ = ["main"]
+
+#: Presets are for longer runs than these, whose histograms and figures would be few.
+PACE = (
+    "bio_monitor.histogram_every_n_steps=50",
+    "bio_monitor.rank_every_n_steps=100",
+    "bio_monitor.figure_every_n_epochs=5",
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -34,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     torch.set_num_threads(1)  # the networks are too small to gain by more, and threads that wait for a core cost a lot
     try:
         images = load(args.data, args.data_dir)
-        config = load_config(args.config, args.overrides)
+        config = _config(args)
         folder = _output_folder(args)
     except (OSError, ValueError) as error:
         return _refuse(error)
@@ -67,6 +76,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--accelerator", default=defaults.accelerator, choices=["auto", "cpu", "gpu"], help="default: %(default)s")
     add("--out", type=Path, help="folder for the results; must not hold any yet (default: a new one in runs)")
     return parser
+
+
+def _config(args: argparse.Namespace) -> DictConfig:
+    config = load_config(args.config, args.overrides)
+    if args.config in presets() and config.bio_monitor.enabled:
+        config = load_config(args.config, [*PACE, *args.overrides])
+    return config
 
 
 def _title(args: argparse.Namespace) -> str:
@@ -118,7 +134,8 @@ def _train_pairs(
     for seed in range(args.seeds):
         callbacks = bio_callbacks(config, [f"seed={config.seed + seed}"])
         bio.append(train(settings, images, callbacks, seed, folder, "bio"))  # first, since it alone can be refused
-        plain.append(train(settings, images, [], seed, folder, "plain"))
+        monitor = [copy.copy(callback) for callback in callbacks if isinstance(callback, BioMonitor)]  # changes no bit
+        plain.append(train(settings, images, monitor, seed, folder, "plain"))
     return plain, bio
 
 

@@ -158,7 +158,7 @@ def test_table(default_run):
 
 def test_config_is_kept(default_run):
     config = load_config(default_run / "config.yaml")
-    assert config == load_config("default", ["weight_rejuvenation.every_n_steps=3"])
+    assert config == load_config("default", [*train.PACE, "weight_rejuvenation.every_n_steps=3"])
 
 
 def test_picture(default_run):
