@@ -11,6 +11,7 @@ from typing import Any
 from bio_lightning.callbacks.base import BioCallback
 from bio_lightning.callbacks.mechanism import Mechanism
 from bio_lightning.monitoring.statistics import ACTIVITY, OVERALL, PLASTICITY, WEIGHTS
+from bio_lightning.parameters import parameters
 from bio_lightning.settings import agree
 
 __all__ = ["as_text", "configuration", "headlines", "hyperparameters", "layout"]
@@ -109,7 +110,7 @@ def configuration(callbacks: Sequence[BioCallback]) -> dict[str, Any]:
         name, number = callback.name, 2
         while name in resolved:  # several callbacks of a class
             name, number = f"{callback.name}_{number}", number + 1
-        own = {key: _plain(value) for key, value in vars(callback).items() if key in callback.__dataclass_fields__}
+        own = {field.name: _plain(getattr(callback, field.name)) for field in parameters(callback)}
         resolved[name] = {"enabled": True, **{key: value for key, value in own.items() if key not in shared}}
     return resolved
 
