@@ -348,7 +348,6 @@ def test_state_changes_every_n_steps_from_the_start_step_on():
 
 SHARDING = (
     strategies.FSDPStrategy,
-    strategies.ModelParallelStrategy,
     strategies.DeepSpeedStrategy,
     strategies.XLAStrategy,
     strategies.SingleDeviceXLAStrategy,
@@ -363,9 +362,12 @@ def test_sharding_strategies_are_refused(strategy):
         refuse_unsupported(trainer, Settings(), [fuzzy])
 
     fuzzy = FuzzyLearningRates()
-    with pytest.raises(Exception, match=rf"does not support {strategy.__name__} yet.*a single device or DDP"):
+    with pytest.raises(
+        Exception, match=rf"does not support {strategy.__name__}, .*use ModelParallelStrategy.*DDP, or a single device"
+    ):
         check(strategy)
-    check(strategies.DDPStrategy)
+    for supported in (strategies.DDPStrategy, strategies.ModelParallelStrategy):
+        check(supported)
 
 
 def test_lbfgs_has_no_gradient_mode():
