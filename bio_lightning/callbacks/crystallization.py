@@ -108,7 +108,7 @@ class Crystallization(PlasticityMechanism):
         """Also how many synapses are rigid, and how many the next hit would take to the floor."""
         crystal = session.store[synapses.name]["crystal"]
         near = min(self.floor / self.dampening_factor, (1 + self.floor) / 2)
-        rigid: Observables = {"crystallized_fraction": (crystal,), "floor_fraction": (crystal / near,)}
+        rigid: Observables = {"crystallized_fraction": (crystal,), "floor_fraction": (crystal, near)}
         return {**super().observables(session, synapses), **rigid}
 
 

@@ -22,7 +22,7 @@ from bio_lightning.synapses import ALL_KINDS, Kind, Synapses, select
 __all__ = ["Mechanism", "Observables", "PlasticityMechanism", "ScheduledMechanism"]
 
 #: Arguments of a metric's ``update``, by family of statistic.
-Observables = dict[str, tuple[Tensor | int, ...]]
+Observables = dict[str, tuple[Tensor | float, ...]]
 
 
 class Mechanism(BioCallback):

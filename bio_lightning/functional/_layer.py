@@ -27,18 +27,18 @@ def total(x: Tensor) -> Tensor:
     return add_up_all(x.sum(dtype=torch.float64), x.numel())[0]
 
 
-def add_pieces(sums: Callable[[Tensor], Sequence[Tensor]], tensor: Tensor) -> Tensor:
-    """Sums over a tensor, on a processor by pieces that fit its cache, so that several passes cost one.
+def add_pieces(sums: Callable[..., Sequence[Tensor]], *tensors: Tensor) -> Tensor:
+    """Sums over tensors, on a processor by pieces that fit its cache, so that several passes cost one.
 
     Args:
-        sums: 0-dim tensors from a flat piece, in float64 save for what is exact in less.
-        tensor: Any shape.
+        sums: 0-dim tensors from a flat piece of each, in float64 save for what is exact in less.
+        tensors: One or several of one shape, which may be any.
 
     Returns:
         Shape ``(sums,)``.
     """
-    parts = pieces(tensor)
-    found = torch.stack([each for part in parts for each in sums(part)])
+    parts = list(zip(*map(pieces, tensors), strict=True))
+    found = torch.stack([each for part in parts for each in sums(*part)])
     return found.view(len(parts), -1).sum(dim=0, dtype=torch.float64)
 
 

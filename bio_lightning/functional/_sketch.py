@@ -1,20 +1,31 @@
-"""Quantiles from counts in bins of equal relative width: counts of different tensors add up, sorted values do not."""
+"""Quantiles from counts in bins of some relative width: counts of different tensors add up, sorted values do not.
+
+A bin holds the numbers that share the upper bits of their float32: sign, exponent and seven bits of the fraction. That
+takes no logarithm, and makes bins between 0.4 and 0.8 % wide.
+"""
 
 from __future__ import annotations
 
-import math
+import struct
 
 import torch
 from torch import Tensor
 
-from bio_lightning.functional._layer import computing_dtype, pieces
+from bio_lightning.functional._layer import pieces
 
 __all__ = ["ACCURACY", "BINS", "sketch", "sketched_quantiles"]
 
+_LOWER = 16  # bits that do not matter
+
+
+def _upper_bits(value: float) -> int:
+    bits: int = struct.unpack("=i", struct.pack("=f", value))[0]
+    return bits >> _LOWER
+
+
 ACCURACY = 0.005  # largest relative error of a quantile
-_BASE = (1 + ACCURACY) / (1 - ACCURACY)
-_REACH = math.ceil(math.log(1e6) / math.log(_BASE))  # bins on either side of 1
-BINS = 2 * _REACH + 2
+_SMALLEST = _upper_bits(1e-6)
+BINS = _upper_bits(1e6) - _SMALLEST + 2  # the first one for zeros
 
 
 @torch.no_grad()
@@ -36,9 +47,8 @@ def sketch(values: Tensor) -> Tensor:
     """
     counts = torch.zeros(BINS, dtype=torch.int64, device=values.device)
     for piece in pieces(values):
-        exponent = piece.to(computing_dtype(piece)).clamp(min=0).log_().mul_(1 / math.log(_BASE)).ceil_()
-        exponent.nan_to_num_(nan=0.0, posinf=_REACH, neginf=-_REACH - 1).clamp_(-_REACH - 1, _REACH)
-        counts += torch.bincount(exponent.add_(_REACH + 1).to(torch.int32), minlength=BINS)
+        bits = piece.to(torch.float32).nan_to_num(nan=1.0).view(torch.int32)  # those of a negative number are negative
+        counts += torch.bincount((bits >> _LOWER).sub_(_SMALLEST - 1).clamp_(0, BINS - 1), minlength=BINS)
     return counts
 
 
@@ -55,10 +65,12 @@ def sketched_quantiles(counts: Tensor, probabilities: tuple[float, ...]) -> Tens
 
     Example:
         >>> sketched_quantiles(sketch(torch.tensor([0.0, 2.0, 0.0])), (0.0, 1.0))
-        tensor([0.0000, 2.0037], dtype=torch.float64)
+        tensor([0.0000, 2.0078], dtype=torch.float64)
     """
     cumulated = counts.to(torch.float64).cumsum(0)
     rank = torch.tensor(probabilities, dtype=torch.float64, device=counts.device) * (cumulated[-1] - 1)
     index = torch.searchsorted(cumulated, rank, right=True).clamp(max=BINS - 1)
-    value = 2 / (_BASE + 1) * _BASE ** (index.to(torch.float64) - _REACH - 1)
+    edges = ((torch.stack([index, index + 1]) + (_SMALLEST - 1)) << _LOWER).to(torch.int32).view(torch.float32)
+    low, high = edges.to(torch.float64)
+    value = 2 * low * high / (low + high)  # as far from either, relative to it
     return torch.where(index == 0, torch.zeros_like(value), value)

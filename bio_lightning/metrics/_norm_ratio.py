@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-__all__ = ["NormRatio", "check_shapes"]
+__all__ = ["NormRatio", "check_shapes", "sum_of_squares"]
 
 
 class NormRatio(Metric):
@@ -31,16 +31,20 @@ class NormRatio(Metric):
         for name in ("squares", "reference_squares"):
             self.add_state(name, torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
 
-    def _add(self, tensor: Tensor, reference: Tensor) -> None:
-        # in float64: float32 has no squares below 1e-45, and gradients reach those
-        norm, reference_norm = (torch.linalg.vector_norm(each, dtype=torch.float64) for each in (tensor, reference))
-        self.squares = self.squares + norm.square()
-        self.reference_squares = self.reference_squares + reference_norm.square()
+    def _add(self, squares: Tensor, reference_squares: Tensor) -> None:
+        self.squares = self.squares + squares
+        self.reference_squares = self.reference_squares + reference_squares
 
     def compute(self) -> Tensor:
         """The ratio over all layers so far."""
         nothing = (self.squares == 0) & (self.reference_squares == 0)
         return torch.where(nothing, torch.zeros_like(self.squares), self.squares / self.reference_squares).sqrt()
+
+
+def sum_of_squares(tensor: Tensor) -> Tensor:
+    """0-dim, in float64: float32 has no squares below 1e-45, and gradients reach those."""
+    norm: Tensor = torch.linalg.vector_norm(tensor, dtype=torch.float64)
+    return norm.square()
 
 
 def check_shapes(first: Tensor, second: Tensor) -> None:

@@ -50,13 +50,15 @@ class CrystallizedFraction(Metric):
         for name in ("crystallized", "count"):
             self.add_state(name, torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
 
-    def update(self, crystal: Tensor) -> None:
+    def update(self, crystal: Tensor, below: float | None = None) -> None:
         """Add some synapses.
 
         Args:
             crystal: What is left of each synapse's plasticity, in (0, 1]; any shape.
+            below: Their own limit; None for the metric's.
         """
-        (crystallized,) = add_pieces(lambda piece: (count_positive_(self.below - piece),), crystal)
+        limit = self.below if below is None else below
+        (crystallized,) = add_pieces(lambda piece: (count_positive_(limit - piece),), crystal)
         self.crystallized = self.crystallized + crystallized
         self.count = self.count + crystal.numel()
 

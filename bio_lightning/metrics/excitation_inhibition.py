@@ -82,6 +82,6 @@ class ExcitationInhibition(Metric):
 
 
 def _sums(weight: Tensor) -> tuple[Tensor, ...]:
-    excitation, inhibition = weight.clamp(min=0), (-weight).clamp_(min=0)
-    sums = excitation.sum(dtype=torch.float64), inhibition.sum(dtype=torch.float64)
-    return *sums, count_positive_(excitation), count_positive_(inhibition)
+    signed = weight.to(torch.float64)
+    inhibition = (-signed).relu_().sum()
+    return signed.relu().sum(), inhibition, count_positive_(weight.clone()), count_positive_(-weight)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from bio_lightning.metrics._norm_ratio import NormRatio, check_shapes
+from bio_lightning.functional._layer import add_pieces
+from bio_lightning.metrics._norm_ratio import NormRatio, check_shapes, sum_of_squares
 
 __all__ = ["GradientRatio"]
 
@@ -47,4 +48,4 @@ class GradientRatio(NormRatio):
             ValueError: The shapes differ.
         """
         check_shapes(grad, weight)
-        self._add(grad, weight)
+        self._add(*add_pieces(lambda *parts: tuple(map(sum_of_squares, parts)), grad, weight))

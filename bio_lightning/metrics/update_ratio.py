@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from bio_lightning.functional._layer import computing_dtype
-from bio_lightning.metrics._norm_ratio import NormRatio, check_shapes
+from bio_lightning.functional._layer import add_pieces, computing_dtype
+from bio_lightning.metrics._norm_ratio import NormRatio, check_shapes, sum_of_squares
 
 __all__ = ["UpdateRatio"]
 
@@ -47,5 +47,9 @@ class UpdateRatio(NormRatio):
             ValueError: The shapes differ.
         """
         check_shapes(before, after)
-        dtype = computing_dtype(before)
-        self._add(after.to(dtype) - before.to(dtype), before)
+        self._add(*add_pieces(_sums, before, after))
+
+
+def _sums(before: Tensor, after: Tensor) -> tuple[Tensor, Tensor]:
+    dtype = computing_dtype(before)
+    return sum_of_squares(after.to(dtype) - before.to(dtype)), sum_of_squares(before)

@@ -69,7 +69,7 @@ FAMILIES: dict[str, Family] = {
     "multiplier": Family(MultiplierSpread, "multiplier_"),
     "plasticity": Family(partial(MultiplierSpread, quantiles=QUANTILES), "multiplier_"),
     "crystallized_fraction": Family(CrystallizedFraction, "crystallized_fraction"),
-    "floor_fraction": Family(partial(CrystallizedFraction, below=1.0), "floor_fraction"),
+    "floor_fraction": Family(CrystallizedFraction, "floor_fraction"),
     "replaced": Family(Turnover, "replaced_"),
     "lifetime": Family(SpineLifetime, "lifetime_"),
     "age": Family(SynapseSurvival),
