@@ -15,7 +15,7 @@ from torch.distributed import ProcessGroup
 
 from bio_lightning.events import Change, Changed, Kept, change_weight, draw
 from bio_lightning.functional._layer import computing_dtype, mean
-from bio_lightning.functional._shards import as_part, in_parts_of, local, start_of
+from bio_lightning.functional._shards import as_part, in_parts_of, like_held, local, start_of
 from bio_lightning.functional.noise import Noise, element_index
 from bio_lightning.kernels import Block, Data, Form, Job, Mode, Rule, finish_together, run
 from bio_lightning.layout import Layout
@@ -123,7 +123,10 @@ class Plasticity:
         part = local(weight)
         index = element_index(part.shape, full_shape=weight.shape, start=start_of(weight), device=weight.device)
         with in_parts_of(weight):
-            factor = self._factor(parts, part, index)
+            held = [
+                each._replace(state=None if each.state is None else like_held(each.state, weight)) for each in parts
+            ]
+            factor = self._factor(held, part, index)
         return None if factor is None else as_part(factor.expand(part.shape), weight)
 
     @staticmethod
@@ -137,7 +140,7 @@ class Plasticity:
             if average is None and any(r is not None and r.reads_average for r in (rule, part.form.statistic)):
                 average = mean(weight.abs())
             draw = None if part.noise is None else part.noise.at(index)
-            state = None if part.state is None else local(part.state).to(computing_dtype(part.state))
+            state = None if part.state is None else part.state.to(computing_dtype(part.state))
             block = Block(weight, None, average, None, state, draw, part.operands)
             if part.form.statistic is not None:
                 block = block._replace(mean=mean(part.form.statistic(block)))

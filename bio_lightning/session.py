@@ -21,6 +21,7 @@ from torch.utils.hooks import RemovableHandle
 from bio_lightning.architecture import Architecture, trace_architecture
 from bio_lightning.events import Kept
 from bio_lightning.firing_rates import FiringRates, firing_modules
+from bio_lightning.functional._shards import reshard
 from bio_lightning.kernels import Mode
 from bio_lightning.optimizers import Owner, Owners, apply_to_for, splits_gradient
 from bio_lightning.plasticity import Part, Plasticity, Store, Work, share_of_step
@@ -88,7 +89,7 @@ class Session:
         self.settings = Settings()
         self._acting: dict[str, list[Mechanism]] = {}
         self._handles: list[RemovableHandle] = []
-        self._owner_index: dict[str, int] = {}  # what is left of the owners after fit
+        self._owner_index: dict[str, int] = {}
         self._owners = Owners([])
         self._turns: dict[tuple[object, ...], list[Turn]] = {}
         self._passed: set[int] = set()  # optimizers whose pass has run in the current step
@@ -149,13 +150,16 @@ class Session:
     def begin(self, trainer: pl.Trainer) -> None:
         """``on_fit_start``: find the synapses, restore or initialise their state, install hooks."""
         refuse_unsupported(trainer, agree(self.mechanisms), self.callbacks)
+        reshard(self.module)
         self.survey(trainer.optimizers, trainer)
         self.rates.over_ranks = trainer.world_size > 1
         if not trainer.strategy.restore_checkpoint_after_setup:
-            self._settle()
+            self.settle()
 
-    def _settle(self) -> None:
-        """Restore or initialise all state, and install hooks."""
+    def settle(self) -> None:
+        """Restore or initialise all state, and install hooks: once, when the strategy has restored."""
+        if self._settled:
+            return
         self._settled = True
         self._adopt()
         self._continue_counting()
@@ -184,13 +188,18 @@ class Session:
 
     def ready(self) -> None:
         """``on_train_start``, after every restore: check the state; some strategies restore after ``on_fit_start``."""
-        if not self._settled:
-            self._settle()
+        reshard(self.module)
+        self.settle()
+        self._remember_owners()
         self._adopt()
         for mechanism in self.mechanisms:
             for synapses in mechanism.targets.values():
                 mechanism.verify(self, synapses)
         self._report()
+
+    def _remember_owners(self) -> None:
+        """For when there are none any more, or weights are other parameters, as FSDP2 makes of them for validation."""
+        self._owner_index |= {n: owner.index for n, s in self.synapses.items() if (owner := self.owner(s.weight))}
 
     def _adopt(self) -> None:
         """Take over what a checkpoint has restored."""
@@ -209,7 +218,7 @@ class Session:
         self.plasticity.release()
         for of_a_step in (self._turns, self._passed, self._stepped, self._touched):  # an exception leaves it half done
             of_a_step.clear()
-        self._owner_index = {n: owner.index for n, s in self.synapses.items() if (owner := self.owner(s.weight))}
+        self._remember_owners()
         self.resumed = self._settled = False
         self._owners = Owners([])
 

@@ -81,6 +81,11 @@ class BioCallback(Parametrized, pl.Callback):
         if self._leads():
             self.session.begin(trainer)
 
+    def on_sanity_check_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Where the strategy restores late: initialise before the first forward."""
+        if self._leads():
+            self.session.settle()
+
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Check the state after every restore."""
         if self._leads():

@@ -11,8 +11,9 @@ from collections.abc import Iterator
 
 import torch
 import torch.distributed
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed import ProcessGroup
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, Partial, Placement, Replicate
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
@@ -25,7 +26,9 @@ __all__ = [
     "groups_of",
     "in_parts_of",
     "innermost_part",
+    "like_held",
     "local",
+    "reshard",
     "shard",
     "share_count",
     "start_of",
@@ -65,6 +68,18 @@ def local(tensor: Tensor) -> Tensor:
         return tensor
     with torch.no_grad():  # else a view that autograd knows of
         return tensor.to_local()
+
+
+def like_held(tensor: Tensor, weight: Tensor) -> Tensor:
+    """A tensor as far as this process holds the weight: its part, or all, where FSDP2 has put the weight together."""
+    return local(tensor) if isinstance(weight, DTensor) else whole(tensor)
+
+
+def reshard(module: nn.Module) -> None:
+    """Take apart what FSDP2 put together for a forward that no backward followed; not within a step."""
+    for part in module.modules():
+        if isinstance(part, FSDPModule):
+            part.reshard()
 
 
 def whole(tensor: Tensor) -> Tensor:

@@ -87,10 +87,13 @@ def scaled() -> MixedPrecision:
     return MixedPrecision("16-mixed", device="cpu", scaler=torch.amp.GradScaler("cpu", init_scale=2.0**10))
 
 
-def train(model: ZooModel, callbacks: Sequence[pl.Callback], batches: Batches, **arguments) -> dict[str, Tensor]:
+def train(
+    model: ZooModel, callbacks: Sequence[pl.Callback], batches: Batches, validation: Batches | None = None, **arguments
+) -> dict[str, Tensor]:
     """Train on batches, one epoch unless told otherwise; the whole state afterwards."""
     trainer = make_trainer(list(callbacks), **{"max_epochs": 1, "use_distributed_sampler": False, **arguments})
-    trainer.fit(model, DataLoader(batches, batch_size=None))
+    validating = None if validation is None else DataLoader(validation, batch_size=None)
+    trainer.fit(model, DataLoader(batches, batch_size=None), validating)
     return state_of(model, callbacks, trainer.optimizers)
 
 

@@ -22,7 +22,10 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bio_lightning import BioMonitor
-from bio_lightning.callbacks import BioCallback
+from bio_lightning.callbacks import BioCallback, bio_monitor
+from bio_lightning.monitoring import loggers
+from bio_lightning.monitoring.figures import Snapshot
+from bio_lightning.monitoring.histograms import Histogram
 from bio_lightning.session import Session
 from tests.cases import CASES as MECHANISM_CASES
 from tests.exactness.resuming import Shuffled
@@ -58,6 +61,13 @@ class Uneven(ZooModel):
         return self.head(x) * (1 + self.gain(x))
 
 
+class Validating(Uneven):
+    """FSDP2 leaves the weights of its outermost group whole after a forward that no backward follows."""
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        self(batch[0])
+
+
 class TensorParallel(MLP):
     """The first layer is cut by its neurons, the second by its inputs; with more processes than two also by FSDP2."""
 
@@ -77,7 +87,7 @@ class Hybrid(Uneven):
             fully_shard(self, mesh=init_device_mesh("cpu", (2, 2), mesh_dim_names=("replicas", "shards")))
 
 
-ShardedMLP, ShardedUneven = fully_sharded(MLP), fully_sharded(Uneven)
+ShardedMLP, ShardedUneven, ShardedValidating = map(fully_sharded, (MLP, Uneven, Validating))
 
 
 def callbacks_of(label: str) -> list[BioCallback]:
@@ -124,8 +134,10 @@ class Case:
         model = make_model(self.model, self.optimizer, double=True)
         parts, mine = max(world // self.tensor_parallel, 1), rank // self.tensor_parallel
         shares = [tuple(t.chunk(parts)[mine] for t in batch) for batch in model.batches(self.steps, GLOBAL_BATCH)]
-        arguments = arguments_of(world, self.tensor_parallel)
-        return train(model, callbacks_of(self.label), shares, **arguments, **self.trainer)
+        arguments = {**arguments_of(world, self.tensor_parallel), **self.trainer}
+        if self.model is ShardedValidating:  # before training, in the middle of the epoch, and at its end
+            arguments |= {"validation": shares[:2], "val_check_interval": 4}
+        return train(model, callbacks_of(self.label), shares, **arguments)
 
 
 _BOTH = ("everything", "by_activity")
@@ -149,6 +161,7 @@ CASES: dict[int, dict[str, Case]] = {
         **{f"by_activity-{name}": Case("by_activity", "adam", fully_sharded(MODELS[name]))
            for name in ("PlainCNN", "PlainTransformer")},
         **{f"{label}-accumulating": Case(label, "adam", trainer={"accumulate_grad_batches": 3}) for label in _BOTH},
+        **{f"{label}-validating": Case(label, "adam", ShardedValidating) for label in _BOTH},
         **{f"{label}-tensor-parallel": Case(label, "adam", TensorParallel, tensor_parallel=2)
            for label in (*_BOTH, _GROUPED)},
     },
@@ -238,11 +251,27 @@ class Log(DummyLogger):
 
 
 def logs(rank: int = 0, world: int = 0) -> dict[str, Tensor]:
-    """What the monitor logs."""
-    model, log = make_model(ShardedUneven, "adam", double=True), Log()
+    """What the monitor logs: numbers, sums behind its histograms, and those of what its figures show."""
+    model, log = make_model(ShardedValidating, "adam", double=True), Log()
     shares = [tuple(t.chunk(max(world, 1))[rank] for t in batch) for batch in model.batches(6, GLOBAL_BATCH)]
-    arguments = {**arguments_of(world), "logger": log, "log_every_n_steps": 2}
-    train(model, [*callbacks_of("everything"), BioMonitor()], shares, **arguments)
+    arguments = {**arguments_of(world), "logger": log, "log_every_n_steps": 2, "validation": shares[:2]}
+    monitor = BioMonitor(rank_every_n_steps=3, histogram_every_n_steps=3, figure_every_n_epochs=1)
+
+    def keep_histograms(_loggers: Any, histograms: Mapping[str, Histogram], step: int) -> None:
+        log.log_metrics({f"histogram {tag}": histogram.squares for tag, histogram in histograms.items()}, step)
+
+    def keep_figures(seen: Snapshot) -> dict[str, Any]:
+        for what in ("weights", "multipliers"):
+            log.log_metrics({f"{what} {name}": t.square().sum().item() for name, t in getattr(seen, what).items()})
+        return {}
+
+    with (
+        mock.patch.object(loggers, "takes_histograms", return_value=True),
+        mock.patch.object(loggers, "takes_figures", return_value=True),
+        mock.patch.object(loggers, "log_histograms", keep_histograms),
+        mock.patch.object(bio_monitor, "figures", keep_figures),
+    ):
+        train(model, [*callbacks_of("everything"), monitor], shares, **arguments)
     return log.seen
 
 

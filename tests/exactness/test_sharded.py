@@ -59,8 +59,11 @@ def test_the_monitor_logs_what_it_logs_in_one_process(groups):
     alone, (first, second) = sharded_cases.logs(), (rank["logs"] for rank in groups[2])
     assert unequal(alone, first, tolerance=1e-6) == []
     assert second == {}, "rank zero alone logs"
-    tags = {tag.split("/")[2] for tag in first}
+    tags = {tag.split("/")[2] for tag in first if "/" in tag}
     assert {"multiplier_std", "crystallized_fraction", "replaced_fraction_total", "violations_corrected"} <= tags
+    assert {tag.split()[0] for tag in first if "bio/" not in tag} == {"weights", "multipliers"}
+    assert any(tag.startswith("histogram bio/plasticity/multiplier/") for tag in first)
+    assert any("rank_effective" in tag for tag in first)
     assert any(value > 0 for tag, value in first.items() if "violations_corrected" in tag)
     assert any(value > 0 for tag, value in first.items() if "replaced_fraction/" in tag)
 
