@@ -1,22 +1,50 @@
-"""What acts where, as a table: at the start of training, and on the command line without training."""
+"""What acts where: in sentences when training starts, and as a table, which the command line gives without training."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from torch import Tensor
+from torch.optim import Optimizer
 
 from bio_lightning.functional._shards import local
-from bio_lightning.optimizers import apply_to_for
+from bio_lightning.optimizers import Owner, apply_to_for
 from bio_lightning.session import Session
 from bio_lightning.synapses import Synapses
 
-__all__ = ["PlanRow", "plan_rows", "plan_table"]
+__all__ = ["PlanRow", "decisions", "plan_rows", "plan_table"]
 
 _HEADER = ("layer", "kind", "synapses", "mechanisms", "apply_to", "kernel", "memory")
 _TO_THE_RIGHT = ("synapses", "memory")
 _NOTHING = "-"
+
+
+def decisions(session: Session, optimizers: Sequence[Optimizer]) -> Iterator[str]:
+    """What was decided for a fit.
+
+    Args:
+        session: Of the fit, whose training starts.
+        optimizers: Of the fit.
+    """
+    yield f"forward order ({session.architecture.source}): {' -> '.join(session.architecture.order)}"
+    for mechanism in session.mechanisms:
+        if mechanism.skipped:
+            names = ", ".join(f"{s.name} ({s.kind})" for s in mechanism.skipped)
+            yield f"{type(mechanism).__name__} does not act on {names}"
+    if any(hasattr(mechanism, "kernel") for mechanism in session.mechanisms):
+        kernel = "compiled" if session.plasticity.compiled else "eager"
+        why = "model size and number of steps" if session.settings.kernel == "auto" else "as asked"
+        yield f"the pass over all weights is {kernel} ({why})"
+    if any(mechanism.scales_learning for mechanism in session.mechanisms):
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                picked = apply_to_for(session.settings.apply_to, Owner(0, optimizer, group))
+                why = "as asked" if session.settings.apply_to != "auto" else {
+                    "gradient": "SGD without weight decay: scaling the gradient is scaling the learning rate",
+                    "update": f"{type(optimizer).__name__} would divide or decay past a factor on the gradient",
+                }[picked]  # fmt: skip
+                yield f"multipliers scale the {picked} ({why})"
 
 
 class PlanRow(NamedTuple):

@@ -195,7 +195,6 @@ class Session:
         for mechanism in self.mechanisms:
             for synapses in mechanism.targets.values():
                 mechanism.verify(self, synapses)
-        self._report()
 
     def _remember_owners(self) -> None:
         """For when there are none any more, or weights are other parameters, as FSDP2 makes of them for validation."""
@@ -258,27 +257,6 @@ class Session:
                     self.rates.watch(synapses, side, modules)
                     if not modules:
                         self.tell(f"{type(mechanism).__name__} skips {synapses.name}: no hook sees what it reads")
-
-    def _report(self) -> None:
-        """What was decided, once."""
-        self.tell(f"forward order ({self.architecture.source}): {' -> '.join(self.architecture.order)}")
-        for mechanism in self.mechanisms:
-            if mechanism.skipped:
-                names = ", ".join(f"{s.name} ({s.kind})" for s in mechanism.skipped)
-                self.tell(f"{type(mechanism).__name__} does not act on {names}")
-        if any(hasattr(mechanism, "kernel") for mechanism in self.mechanisms):
-            kernel = "compiled" if self.plasticity.compiled else "eager"
-            why = "model size and number of steps" if self.settings.kernel == "auto" else "as asked"
-            self.tell(f"the pass over all weights is {kernel} ({why})")
-        if any(mechanism.scales_learning for mechanism in self.mechanisms):
-            for optimizer in self._owners.optimizers:
-                for group in optimizer.param_groups:
-                    picked = apply_to_for(self.settings.apply_to, Owner(0, optimizer, group))
-                    why = "as asked" if self.settings.apply_to != "auto" else {
-                        "gradient": "SGD without weight decay: scaling the gradient is scaling the learning rate",
-                        "update": f"{type(optimizer).__name__} would divide or decay past a factor on the gradient",
-                    }[picked]  # fmt: skip
-                    self.tell(f"multipliers scale the {picked} ({why})")
 
     # ---- one training step ------------------------------------------------------------------------------------------
 

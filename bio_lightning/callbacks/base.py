@@ -9,6 +9,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch.optim import Optimizer
 
 from bio_lightning.parameters import Parametrized, parameters
+from bio_lightning.plan import decisions
 from bio_lightning.session import Session
 
 __all__ = ["BioCallback"]
@@ -90,6 +91,8 @@ class BioCallback(Parametrized, pl.Callback):
         """Check the state after every restore."""
         if self._leads():
             self.session.ready()
+            for decision in decisions(self.session, trainer.optimizers):
+                self.session.tell(decision)
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
