@@ -218,9 +218,9 @@ class ScheduledMechanism(Mechanism):
         """Whether the state changes at ``step`` (counted from 0)."""
         return (step - self.start_step) % self.every_n_steps == 0
 
-    def due_after(self, completed: range) -> bool:
-        """Whether an event at the end of a step falls on one of these completed steps (counted from 1)."""
-        return any(
+    def due_after(self, completed: range) -> int:
+        """On how many of these completed steps (counted from 1) an event at the end of a step falls."""
+        return sum(
             self.active(count - 1) and (count - self.start_step) % self.every_n_steps == 0 for count in completed
         )
 

@@ -116,12 +116,16 @@ class WeightRejuvenation(ScheduledMechanism):
     @torch.no_grad()
     def finish(self, session: Session, synapses: Synapses, owner: Owner, completed: range) -> None:
         """An event, where one is due."""
-        if not self.due_after(completed):
+        due = self.due_after(completed)
+        if not due:
             return
         if self.select == "activity":
-            self._renew_dormant(session, synapses, owner, completed[-1])
+            happened = self._renew_dormant(session, synapses, owner, completed[-1])
         else:
-            self._turn_over(session, synapses, owner, completed[-1])
+            happened = self._turn_over(session, synapses, owner, completed[-1])
+        if happened:  # every synapse has lived since the event before; one batch may complete several steps
+            tensors = session.store[synapses.name]
+            tensors["lived"] = tensors["lived"] + due * self.every_n_steps
 
     def kept(self, session: Session, synapses: Synapses, step: int) -> tuple[Kept, ...]:
         """A new synapse is born now."""
@@ -142,14 +146,14 @@ class WeightRejuvenation(ScheduledMechanism):
             observed["age"] = (session.step_of(synapses) - tensors["born"],)
         return observed
 
-    def _turn_over(self, session: Session, synapses: Synapses, owner: Owner, step: int) -> None:
-        """Replace weak synapses, in one pass over the weight and all that is kept of it."""
+    def _turn_over(self, session: Session, synapses: Synapses, owner: Owner, step: int) -> bool:
+        """Replace weak synapses, in one pass over the weight and all that is kept of it, where that can be done."""
         tensors, weight = session.store[synapses.name], synapses.weight
         scale = tensors["initial_std"] if self.reference == "initial" else _current_std(synapses)
         if _is_at_hand(scale) and not bool(scale > 0):
             self._raise_on_nan(synapses.name, weight)
             session.tell(f"{synapses.name} is not rejuvenated: the standard deviation of its weights is 0")
-            return
+            return False
         operands = {"scale": scale}
         signs = session.signs(synapses, step - 1)
         if signs is not None:
@@ -168,6 +172,7 @@ class WeightRejuvenation(ScheduledMechanism):
             constants=(segments(tensors["quantiles"]),),
         )
         self._change(session, synapses, owner, turnover, step)
+        return True
 
     def _change(self, session: Session, synapses: Synapses, owner: Owner, change: Change, step: int) -> None:
         """Change a target; its new synapses start young: optimizer moments, multipliers."""
@@ -176,7 +181,6 @@ class WeightRejuvenation(ScheduledMechanism):
         tensors = session.store[synapses.name]
         tensors["replaced"] = changed.number
         tensors["replaced_total"] = tensors["replaced_total"] + changed.number
-        tensors["lived"] = tensors["lived"] + self.every_n_steps  # by every synapse, since the event before
 
     def _kept(self, session: Session, synapses: Synapses, owner: Owner, step: int) -> list[Kept]:
         moments = self._moments_of(session, synapses.name, owner, synapses.weight)
@@ -207,12 +211,12 @@ class WeightRejuvenation(ScheduledMechanism):
             )
         return kept
 
-    def _renew_dormant(self, session: Session, synapses: Synapses, owner: Owner, step: int) -> None:
-        """Fresh incoming weights, zero bias and zero outgoing weights for neurons that hardly fire."""
+    def _renew_dormant(self, session: Session, synapses: Synapses, owner: Owner, step: int) -> bool:
+        """Fresh incoming weights, zero bias and outgoing weights for neurons that hardly fire, if rates are known."""
         tensors = session.store[synapses.name]
         rate = tensors.get("rate")
         if rate is None:
-            return
+            return False
         dormant = rate < self.dormant_fraction * mean(rate)
         operands = {"dormant": synapses.along_postsynaptic(dormant)}
         signs = session.signs(synapses, step - 1)
@@ -236,13 +240,16 @@ class WeightRejuvenation(ScheduledMechanism):
         for reader, block in self._readers[synapses.name] or ():
             self._silence(session, reader, dormant.repeat_interleave(block), step)
         tensors["rate"] = torch.where(dormant, mean(rate), rate)  # a new neuron gets time to find its rate
+        return True
 
     def _silence(self, session: Session, reader: Synapses, dormant: Tensor, step: int) -> None:
         """Zero the weights by which a layer reads renewed neurons."""
         owner = session.owner(reader.weight)
         if owner is not None and reader.weight.requires_grad:
             change = silence(reader.along_presynaptic(dormant))
-            session.plasticity.change(reader, change, self._kept(session, reader, owner, step))
+            kept = self._kept(session, reader, owner, step)
+            born = session.store.get(reader.name, {}).get("born")  # a silenced synapse is not replaced
+            session.plasticity.change(reader, change, [one for one in kept if one.tensor is not born])
 
     def _find_readers(self, session: Session) -> None:
         """Who reads each target's neurons: as given, else as traced, else nobody."""

@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
+from bio_lightning.callbacks.mechanism import ScheduledMechanism
+from bio_lightning.callbacks.weight_rejuvenation import WeightRejuvenation
 from bio_lightning.errors import SynapseWarning
 from bio_lightning.monitoring.statistics import ACTIVITY, OVERALL
 from bio_lightning.session import Session
@@ -96,14 +98,18 @@ class Alerts:
         acting = {each.name: each for each in self._session.acting(self._session.synapses[layer])}
         if mechanism not in acting:  # the product of all of them
             return
+        acts = acting[mechanism]
+        if isinstance(acts, WeightRejuvenation) and acts.select == "activity":  # no dormant unit: all is well
+            return
         step = self._session.step_of(self._session.synapses[layer])
         rests = statistic in _MOVING or (value == 0 and numbers[f"bio/{mechanism}/multiplier_mean/{layer}"] == 1)
         key = (mechanism, statistic, layer)
         last, since = self._rest.get(key, (value, step))
-        if not rests or value != last or not acting[mechanism].active(step):
+        if not rests or value != last or not acts.active(step):
             since = step
         self._rest[key] = (value, since)
-        if rests and step - since >= self._patience:
+        every = acts.every_n_steps if isinstance(acts, ScheduledMechanism) else 1
+        if rests and step - since >= max(self._patience, 2 * every):  # the first event may be yet to come
             text = _MOVING.get(statistic, _NEUTRAL).format(layer=layer, mechanism=mechanism, steps=step - since)
             yield Alert(mechanism, statistic, layer, text)
 

@@ -11,6 +11,7 @@ from torch import nn
 
 from bio_lightning import (
     BioConfigError,
+    BioMonitor,
     Crystallization,
     DalesPrinciple,
     FuzzyLearningRates,
@@ -248,6 +249,35 @@ def test_dormant_units_start_anew(optimizer):
             assert trainer.optimizers[0].state[parameter]["exp_avg"][part].eq(0).all()
         assert trainer.optimizers[0].state[bio.net[2].weight]["exp_avg"][:, :3].eq(0).all()
         assert trainer.optimizers[0].state[bio.net[2].weight]["exp_avg"][:, 3:].ne(0).any()
+
+
+def test_a_silenced_synapse_is_neither_replaced_nor_new():
+    rejuvenation = WeightRejuvenation(select="activity", every_n_steps=4, include=("net.0*", "net.2*"))
+    fit(make_model(Dormant), [rejuvenation, BioMonitor(alerts=False)], steps=4)
+    store = rejuvenation.session.store
+    assert store["net.0.weight"]["born"][:3].eq(4).all()
+    born, replaced = store["net.2.weight"]["born"], int(store["net.2.weight"]["replaced_total"])
+    assert int((born == 4).sum()) == replaced < born.numel(), "only those of its own dormant units"
+
+
+def test_every_due_step_counts_in_the_time_that_synapses_lived():
+    class Hasty(MLP):
+        """Four steps in every batch."""
+
+        def __init__(self, optimizer: str = "sgd") -> None:
+            super().__init__(optimizer)
+            self.automatic_optimization = False
+
+        def training_step(self, batch, batch_idx):
+            for _ in range(4):
+                self.optimizers().zero_grad()
+                self.manual_backward(self(batch[0]).square().mean())
+                self.optimizers().step()
+
+    rejuvenation = WeightRejuvenation(every_n_steps=2)
+    fit(make_model(Hasty), [rejuvenation], steps=12)
+    assert rejuvenation.session.steps == [48]
+    assert int(rejuvenation.session.store["net.2.weight"]["lived"]) == 48
 
 
 def test_dormant_is_relative_to_the_layers_mean_rate():

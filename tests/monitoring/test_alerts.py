@@ -80,6 +80,16 @@ def test_turnover_that_stalls():
     assert alerts([never], steps=4) == [], "4 logs span 3 steps"
 
 
+def test_turnover_is_given_time_for_two_events():
+    rare = WeightRejuvenation(dre=1e9, every_n_steps=5, include="net.2")
+    assert alerts([rare], steps=10) == []
+    assert len(alerts([rare], steps=12)) == 1
+
+
+def test_no_dormant_unit_to_renew_is_fine():
+    assert alerts([WeightRejuvenation(select="activity", dormant_fraction=0.0, every_n_steps=1)], alert_share=1.0) == []
+
+
 @pytest.mark.parametrize(
     "callback",
     [FuzzyLearningRates(distribution="baseline", include="net.0"), SynapticScaling(strength=0.0, include="net.0"),
