@@ -21,7 +21,7 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bio_lightning import BioMonitor
+from bio_lightning import BioMonitor, kernels, plasticity
 from bio_lightning.callbacks import BioCallback, bio_monitor
 from bio_lightning.monitoring import loggers
 from bio_lightning.monitoring.figures import Snapshot
@@ -94,9 +94,13 @@ class Hybrid(Uneven):
 ShardedMLP, ShardedUneven, ShardedValidating = map(fully_sharded, (MLP, Uneven, Validating))
 
 
-def callbacks_of(label: str) -> list[BioCallback]:
+def callbacks_of(label: str, kernel: str | None = None) -> list[BioCallback]:
     """Without the one mechanism that refuses shards."""
-    return [c for c in SETS[label]() if c.name != "weight_splitting" or c.mode == "grouped"]
+    callbacks = [c for c in SETS[label]() if c.name != "weight_splitting" or c.mode == "grouped"]
+    for callback in callbacks:
+        if hasattr(callback, "kernel"):
+            callback.kernel = kernel
+    return callbacks
 
 
 def arguments_of(world: int, tensor_parallel: int = 1, distributed: bool = True) -> dict[str, Any]:
@@ -124,6 +128,7 @@ class Case:
         steps: Number of batches.
         tensor_parallel: Number of processes that see the same samples.
         trainer: Arguments of the Trainer.
+        kernel: How passes run; without one as the library chooses, eager for so few weights.
     """
 
     label: str
@@ -132,6 +137,7 @@ class Case:
     steps: int = 12
     tensor_parallel: int = 1
     trainer: Mapping[str, Any] = field(default_factory=dict)
+    kernel: str | None = None
 
     def run(self, rank: int = 0, world: int = 0) -> dict[str, Tensor]:
         """Train on this rank's share of every batch."""
@@ -141,7 +147,10 @@ class Case:
         arguments = {**arguments_of(world, self.tensor_parallel), **self.trainer}
         if self.model is ShardedValidating:  # before training, in the middle of the epoch, and at its end
             arguments |= {"validation": shares[:2], "val_check_interval": 4}
-        return train(model, callbacks_of(self.label), shares, **arguments)
+        with mock.patch.object(plasticity, "SMALL", plasticity.SMALL if self.kernel is None else 0):
+            state = train(model, callbacks_of(self.label, self.kernel), shares, **arguments)
+        assert self.kernel is None or (kernels._compiled.cache_info().currsize and not kernels._failed), "not eagerly"
+        return state
 
 
 _BOTH = ("everything", "by_activity")
@@ -165,6 +174,8 @@ CASES: dict[int, dict[str, Case]] = {
         **{f"by_activity-{name}": Case("by_activity", "adam", fully_sharded(MODELS[name]))
            for name in ("PlainCNN", "PlainTransformer")},
         **{f"{label}-accumulating": Case(label, "adam", trainer={"accumulate_grad_batches": 3}) for label in _BOTH},
+        **{f"{label}-compiled": Case(label, "adam", kernel="compiled")
+           for label in ("volume_dependent_lr-relative", "weight_rejuvenation-current")},
         **{f"{label}-validating": Case(label, "adam", ShardedValidating) for label in _BOTH},
         **{f"{label}-tensor-parallel": Case(label, "adam", TensorParallel, tensor_parallel=2)
            for label in (*_BOTH, _GROUPED)},
