@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from bio_lightning.firing_rates import RateCounter
+from bio_lightning.functional._shards import local
 from bio_lightning.functional.weight_splitting import sum_groups
 
 __all__ = [
@@ -132,6 +133,9 @@ class GroupSum(nn.Module):
         gamma: Units per group.
         dim: Dimension of the units, counted from the end.
         activation: Name of an activation, or None.
+
+    Raises:
+        ValueError: Tensor parallelism has left a process units that do not divide into groups.
     """
 
     def __init__(self, gamma: int, dim: int, activation: Activation | None = None) -> None:
@@ -145,6 +149,13 @@ class GroupSum(nn.Module):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
         """As a module ``(output)``, or as a forward hook ``(layer, inputs, output)``."""
+        units = local(args[-1]).shape[self.dim]
+        if units % self.gamma:  # a layer's own units do divide
+            raise ValueError(
+                f"WeightSplitting(mode='grouped') cannot work with tensor parallelism that leaves a process {units}"
+                f" units of a layer: groups of {self.gamma} would cross processes; choose a gamma that divides {units},"
+                " or exclude the layer"
+            )
         result: Tensor = super().__call__(args[-1], **kwargs)
         return result
 

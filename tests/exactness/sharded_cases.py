@@ -21,7 +21,7 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bio_lightning import BioMonitor, kernels, plasticity
+from bio_lightning import BioMonitor, WeightSplitting, kernels, plasticity
 from bio_lightning.callbacks import BioCallback, bio_monitor
 from bio_lightning.monitoring import loggers
 from bio_lightning.monitoring.figures import Snapshot
@@ -75,9 +75,11 @@ class Validating(Uneven):
 class TensorParallel(MLP):
     """The first layer is cut by its neurons, the second by its inputs; with more processes than two also by FSDP2."""
 
+    hands_on_tensors = True
+
     def configure_model(self) -> None:
         if self.device_mesh is not None:
-            plan = {"net.0": ColwiseParallel(), "net.2": RowwiseParallel()}
+            plan = {"net.0": ColwiseParallel(use_local_output=self.hands_on_tensors), "net.2": RowwiseParallel()}
             parallelize_module(self, self.device_mesh["tensor_parallel"], plan)
             if self.device_mesh["data_parallel"].size() > 1:
                 fully_shard(self, mesh=self.device_mesh["data_parallel"])
@@ -290,10 +292,27 @@ def logs(rank: int = 0, world: int = 0) -> dict[str, Tensor]:
     return log.seen
 
 
-def run_all(rank: int, world: int) -> dict[str, dict[str, Tensor]]:
+def crossing(rank: int, world: int, hands_on_tensors: bool) -> str:
+    """What is said where groups of units cross tensor-parallel processes."""
+    model = make_model(TensorParallel, double=True)
+    model.hands_on_tensors = hands_on_tensors
+    splitting = WeightSplitting(mode="grouped", gamma=model.net[0].out_features, include=("net.0.*",))
+    try:
+        train(model, [splitting], model.batches(1), **arguments_of(world, tensor_parallel=world))
+    except ValueError as error:
+        return str(error)
+    finally:
+        torch.distributed.destroy_process_group()
+    return ""
+
+
+def run_all(rank: int, world: int) -> dict[str, Any]:
     """All cases in one process of a group."""
-    states = {name: case.run(rank, world) for name, case in CASES[world].items()}
-    return {**states, "memory": memory(rank, world), "logs": logs(rank, world)} if world == 2 else states
+    states: dict[str, Any] = {name: case.run(rank, world) for name, case in CASES[world].items()}
+    if world == 2:
+        states |= {"memory": memory(rank, world), "logs": logs(rank, world)}
+        states["crossing"] = [crossing(rank, world, hands_on_tensors) for hands_on_tensors in (True, False)]
+    return states
 
 
 # ---- checkpoints -----------------------------------------------------------------------------------------------------

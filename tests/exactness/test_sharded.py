@@ -55,6 +55,13 @@ def test_memory_in_a_step_is_that_of_the_shard(groups):
         assert shard["kept by_activity"] == alone["kept by_activity"] / 2
 
 
+def test_groups_that_cross_tensor_parallel_processes_are_refused(groups):
+    for rank in groups[2]:
+        for said in rank["crossing"]:
+            assert "leaves a process 8 units of a layer: groups of 16 would cross" in said
+            assert "choose a gamma that divides 8" in said
+
+
 def test_the_monitor_logs_what_it_logs_in_one_process(groups):
     alone, (first, second) = sharded_cases.logs(), (rank["logs"] for rank in groups[2])
     assert unequal(alone, first, tolerance=1e-6) == []
