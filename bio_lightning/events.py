@@ -26,7 +26,7 @@ from bio_lightning.kernels import (
 )
 from bio_lightning.layout import Layout
 
-__all__ = ["MEAN", "ONE", "ZERO", "Change", "Changed", "Kept", "change_weight", "draw", "silence"]
+__all__ = ["MEAN", "ONE", "ZERO", "Change", "Kept", "change_weight", "draw", "silence", "whole_number"]
 
 
 class Change(NamedTuple):
@@ -69,18 +69,6 @@ class Kept(NamedTuple):
     has_mean_one: bool = False
 
 
-class Changed(NamedTuple):
-    """What an event did; in summands, where several processes hold the weight together.
-
-    Args:
-        number: How many synapses changed, int64, 0-dim.
-        total: Sum of the weights before it, 0-dim: NaN where one of them was.
-    """
-
-    number: Tensor
-    total: Tensor
-
-
 def _constant(block: Block, *, value: float) -> Tensor:
     return torch.full((1, 1), value, dtype=block.weight.dtype, device=block.weight.device)
 
@@ -116,10 +104,7 @@ def silence(mask: Tensor) -> Change:
 
 
 class _Event(NamedTuple):
-    """The pass. The change comes first, with the count of changed synapses, then every kept tensor with its fill.
-
-    ``other`` receives the sum of the old weights.
-    """
+    """The pass. The change comes first, with the count of changed synapses, then every kept tensor with its fill."""
 
     forms: tuple[Form, ...]
     statistics: Statistics | None = None
@@ -136,8 +121,7 @@ class _Event(NamedTuple):
             for place, tensor in enumerate(kept, 1):
                 fresh = self._factor(place)(chunk.block(place, "gradient"))
                 tensor.copy_(torch.where(changed, fresh, tensor))
-            number.add_(_count(changed))
-            _given(chunk.other).add_(chunk.weight.sum())  # of the old ones: compiled code would make the new ones twice
+            number.add_(_count(changed, chunk.weight))  # of the old ones: compiled code would make the new ones twice
             chunk.weight.copy_(new)
 
     def _factor(self, place: int) -> Rule:
@@ -151,15 +135,19 @@ def _given(tensor: Tensor | None) -> Tensor:
     return tensor
 
 
-def _count(mask: Tensor) -> Tensor:
-    """Either way is several times faster than the other where it is taken."""
-    return mask.sum() if torch.compiler.is_compiling() else mask.count_nonzero()
+def _count(mask: Tensor, weight: Tensor) -> Tensor:
+    """How many are marked, float64; NaN where a weight is. Either way is the faster one where it is taken."""
+    if torch.compiler.is_compiling():
+        count, total = mask.sum(dtype=torch.int32), weight.sum(dtype=torch.float64)
+    else:
+        count, total = mask.count_nonzero(), weight.sum(dtype=computing_dtype(weight))
+    return torch.where(total.isnan(), torch.nan, count.to(torch.float64))
 
 
 @torch.no_grad()
 def change_weight(
     change: Change, weight: Tensor, layout: Layout, *, kept: Sequence[Kept] = (), compiled: bool = False
-) -> Changed:
+) -> Tensor:
     """Change a weight in place, and what is kept of its changed synapses.
 
     What is drawn follows in an eager pass of its own: the compiler would trace some distributions for minutes.
@@ -172,7 +160,8 @@ def change_weight(
         compiled: Compile it, once for all shapes.
 
     Returns:
-        How many synapses changed, and the sum of the old weights.
+        How many synapses changed, float64, 0-dim, of this process's part; NaN where a weight was. See
+        :func:`whole_number`.
     """
     drawn = [one for one in kept if one.noise is not None]
     others = [one for one in kept if one.noise is None]
@@ -185,21 +174,25 @@ def change_weight(
     return changed
 
 
+def whole_number(counted: Tensor, weight: Tensor) -> Tensor:
+    """What an event counted as int64, in summands, where several processes hold the weight together; 0 for NaN."""
+    return count_of(counted.nan_to_num().to(torch.int64), weight)
+
+
 @torch.no_grad()
 def draw(kept: Kept, weight: Tensor, layout: Layout) -> None:
     """Draw what is kept of every synapse."""
     _run(Change(Rule(_marked), operands=(torch.ones((), device=weight.device),)), weight, layout, [kept], False)
 
 
-def _run(change: Change, weight: Tensor, layout: Layout, kept: Sequence[Kept], compiled: bool) -> Changed:
-    number = torch.zeros((), dtype=torch.int64, device=weight.device)
-    total = torch.zeros((), dtype=computing_dtype(weight), device=weight.device)
+def _run(change: Change, weight: Tensor, layout: Layout, kept: Sequence[Kept], compiled: bool) -> Tensor:
+    number = torch.zeros(1, dtype=torch.float64, device=weight.device)  # torch 2.13 loses what is added to a 0-dim one
     tensors = (weight, *(one.tensor for one in kept))
     matrix, *stored = (layout.matrix(tensor) for tensor in tensors)
     data = [_data(change, number, layout)]
     data += [_data(one, state, layout) for one, state in zip(kept, stored, strict=True)]
     forms = (Form(factor=change.rule), *(one.fill for one in kept))
-    arguments = Arguments(matrix, total, None, *layout.index, data)
+    arguments = Arguments(matrix, None, None, *layout.index, data)
     make, statistics, spread = functools.partial(_Event, forms), Statistics(forms, "gradient"), bool(layout.groups)
     finish_together([(layout.groups, perform(make, statistics, arguments, compiled=compiled, spread=spread))])
     for one, state in zip(kept, stored, strict=True):
@@ -209,7 +202,7 @@ def _run(change: Change, weight: Tensor, layout: Layout, kept: Sequence[Kept], c
             state.mul_(ratio(torch.ones_like(average), average, at_zero=1.0).to(state.dtype))
     for tensor, changed in zip(tensors, (matrix, *stored), strict=True):
         layout.write_back(tensor, changed)
-    return Changed(count_of(number, weight), count_of(total, weight))
+    return number[0]
 
 
 def _data(part: Change | Kept, state: Tensor, layout: Layout) -> Data:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from bio_lightning.events import Change, Changed, Kept, change_weight, draw
+from bio_lightning.events import Change, Kept, change_weight, draw
 from bio_lightning.functional._layer import computing_dtype, mean
 from bio_lightning.functional._shards import as_part, in_parts_of, like_held, local, start_of
 from bio_lightning.functional.noise import Noise, element_index
@@ -103,7 +103,7 @@ class Plasticity:
                 else:
                     yield layout.groups, self._run_side_by_side(mode, group, layout)
 
-    def change(self, synapses: Synapses, change: Change, kept: Sequence[Kept] = ()) -> Changed:
+    def change(self, synapses: Synapses, change: Change, kept: Sequence[Kept] = ()) -> Tensor:
         """An event: a change of some synapses, see :func:`~bio_lightning.events.change_weight`."""
         layout = self._layout(synapses)
         compiled = self.compiled and layout.size > SMALL

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from bio_lightning.events import MEAN, ONE, ZERO, Change, Kept, change_weight, draw
+from bio_lightning.events import MEAN, ONE, ZERO, Change, Kept, change_weight, draw, whole_number
 from bio_lightning.functional.noise import Noise
 from bio_lightning.kernels import Block, Form, Rule
 from bio_lightning.layout import Layout
@@ -25,7 +25,7 @@ def test_everything_changes_where_the_rule_says_and_is_counted(monkeypatch, comp
 
     weight, first, second, ones = (tensor() for _ in range(4))
     before = [t.clone() for t in (weight, first, second, ones)]
-    number, total = change_weight(
+    number = change_weight(
         Change(Rule(_negated, (("limit", 0.7),))),
         weight,
         Layout(weight),
@@ -35,11 +35,21 @@ def test_everything_changes_where_the_rule_says_and_is_counted(monkeypatch, comp
     changed = before[0].abs() > 0.7
     assert 0 < changed.sum() < 30
     assert number.item() == changed.sum().item()
-    assert total.item() == pytest.approx(before[0].sum().item(), rel=1e-5)
     assert torch.equal(weight, -before[0])
     for kept, old, value in ((first, before[1], 0.0), (second, before[2], before[2].mean()), (ones, before[3], 1.0)):
         assert torch.allclose(kept[changed], torch.as_tensor(value).expand(int(changed.sum())), atol=1e-6)
         assert torch.equal(kept[~changed], old[~changed])
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_weight_that_is_nan_shows_in_the_count_and_an_infinite_one_does_not(compiled):
+    change = Change(Rule(_negated, (("limit", 0.7),)))
+    for value, seen in ((torch.inf, False), (torch.nan, True)):
+        weight = torch.full((6, 5), 0.5)
+        weight[4, 3] = value
+        counted = change_weight(change, weight, Layout(weight), compiled=compiled)
+        assert bool(counted.isnan()) == seen
+        assert int(whole_number(counted, weight)) == (0 if seen else 1)
 
 
 def _drawn(block: Block):

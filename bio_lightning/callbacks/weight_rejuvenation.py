@@ -11,7 +11,7 @@ from torch import Tensor
 from bio_lightning import functional
 from bio_lightning.callbacks.mechanism import Observables, ScheduledMechanism
 from bio_lightning.errors import BioConfigError, nearest_name
-from bio_lightning.events import Change, Kept, change_weight, silence
+from bio_lightning.events import Change, Kept, change_weight, silence, whole_number
 from bio_lightning.functional._layer import mean, std, total
 from bio_lightning.functional._shards import count_of, cut, in_parts_of, local, start_of, whole
 from bio_lightning.functional.noise import Draw
@@ -82,7 +82,7 @@ class WeightRejuvenation(ScheduledMechanism):
     def choose_targets(self, session: Session) -> None:
         """Choose the targets; an output layer has no nonlinearity, so its units are never dormant."""
         super().choose_targets(session)
-        self._totals: dict[str, Tensor] = {}  # sums of the weights at the latest event
+        self._numbers: dict[str, Tensor] = {}  # what the latest event counted: NaN where a weight was
         self._readers: dict[str, list[tuple[Synapses, int]] | None] = {}
         if self.select == "activity":
             for name, synapses in list(self.targets.items()):
@@ -101,7 +101,7 @@ class WeightRejuvenation(ScheduledMechanism):
         if "quantiles" not in tensors:
             self._raise_on_nan(synapses.name, weight)
             initial = _without_padding(synapses, whole(weight))
-            tensors["quantiles"] = quantile_table(initial)
+            tensors["quantiles"] = segments(quantile_table(initial))
             tensors["initial_std"] = std(initial)
         zero = torch.zeros((), dtype=torch.int64, device=weight.device)
         for key in self.counts:
@@ -169,27 +169,27 @@ class WeightRejuvenation(ScheduledMechanism):
             noise=self.noise(synapses.name, step),
             purposes=("replace", "value", "sign"),
             operands=tuple(operands.values()),
-            constants=(segments(tensors["quantiles"]),),
+            constants=(tensors["quantiles"],),
         )
         self._change(session, synapses, owner, turnover, step)
         return True
 
     def _change(self, session: Session, synapses: Synapses, owner: Owner, change: Change, step: int) -> None:
         """Change a target; its new synapses start young: optimizer moments, multipliers."""
-        changed = session.plasticity.change(synapses, change, self._kept(session, synapses, owner, step))
-        self._look_for_nan(synapses.name, synapses.weight, whole(changed.total))
+        number = session.plasticity.change(synapses, change, self._kept(session, synapses, owner, step))
+        self._look_for_nan(synapses.name, synapses.weight, whole(count_of(number, synapses.weight)))
         tensors = session.store[synapses.name]
-        tensors["replaced"] = changed.number
-        tensors["replaced_total"] = tensors["replaced_total"] + changed.number
+        tensors["replaced"] = whole_number(number, synapses.weight)
+        tensors["replaced_total"] = tensors["replaced_total"] + tensors["replaced"]
 
     def _kept(self, session: Session, synapses: Synapses, owner: Owner, step: int) -> list[Kept]:
         moments = self._moments_of(session, synapses.name, owner, synapses.weight)
         return [*session.kept(synapses, step), *moments]
 
-    def _look_for_nan(self, name: str, weight: Tensor, total: Tensor) -> None:
+    def _look_for_nan(self, name: str, weight: Tensor, number: Tensor) -> None:
         """At once on a CPU; elsewhere at the next event, as looking at a value would wait for the device."""
-        seen = total if _is_at_hand(total) else self._totals.get(name)
-        self._totals[name] = total.to("cpu", non_blocking=True)
+        seen = number if _is_at_hand(number) else self._numbers.get(name)
+        self._numbers[name] = number.to("cpu", non_blocking=True)
         if seen is not None and bool(seen.isnan().tolist()):  # NaN among the weights, or infinities of both signs
             self._raise_on_nan(name, weight)
 
@@ -230,7 +230,7 @@ class WeightRejuvenation(ScheduledMechanism):
             noise=self.noise(synapses.name, step),
             purposes=("value", "sign"),
             operands=tuple(operands.values()),
-            constants=(segments(tensors["quantiles"]),),
+            constants=(tensors["quantiles"],),
         )
         self._change(session, synapses, owner, renewal, step)
         bias = synapses.module._parameters.get("bias")
