@@ -322,7 +322,9 @@ def _chunks(arguments: Arguments) -> Iterator[Arguments]:
 
 #: Contraction lets a processor multiply and add in one instruction.
 #: Nothing of a tensor's size is to be stored on the way, however often it is read and however long it took.
+#: Code that was compiled for a tiny layer, in this run or an earlier one, is to use all threads on a large one.
 _OPTIONS: dict[str, Any] = {
+    "cpp.dynamic_threads": True,
     "cpp.enable_floating_point_contract_flag": "fast",
     "assert_indirect_indexing": False,
     "realize_opcount_threshold": 1000,
@@ -351,12 +353,23 @@ class Function(Protocol):
         """One compilation for all that are equal."""
 
 
+def _guards_on_arguments(guards: Sequence[Any]) -> list[bool]:
+    """Which guards stay: what is compiled for a function is asked at every call whether it fits the arguments.
+
+    That the function, this package and the classes of the arguments are still the same takes longer to ask than that.
+    """
+    constant = ("function", "L['function']", "type(", "dict(")
+    return [not guard.is_global and not guard.name.startswith(constant) for guard in guards]
+
+
 @functools.cache
 def _compiled(function: Function) -> Callable[[Arguments], Any]:
     known = inspect.signature(torch.compile).parameters
     limits: dict[str, Any] = {"recompile_limit": 64, "isolate_recompiles": True}
     more = {name: value for name, value in limits.items() if name in known}
     options = _ROW_OPTIONS if function.layer_per_row else _OPTIONS
+    if "isolate_recompiles" in more:  # else only guards keep what is compiled for one function from another
+        options = {**options, "guard_filter_fn": _guards_on_arguments}
     return torch.compile(lambda chunk: function(chunk), dynamic=True, options=options, **more)
 
 
@@ -365,8 +378,7 @@ def _execute(function: Function, whole: Arguments, compiled: bool) -> Any:
     global _failed
     if compiled and not _failed and whole.weight.numel() > 0:
         try:
-            with _CONSTANTS, _ALL_SHAPES:
-                return _compiled(function)(whole)
+            return _compiled(function)(whole)
         except Exception as error:  # whatever a compiler may raise; nothing has run yet
             _failed = True
             rank_zero_warn(f"bio_lightning: kernel 'compiled' fails, 'eager' takes over: {error}")
@@ -439,6 +451,11 @@ def finish_together(jobs: Iterable[tuple[tuple[ProcessGroup, ...], Job]]) -> Non
     Args:
         jobs: Each with the groups of processes that hold the weight together; they are started one after the other.
     """
+    with _CONSTANTS, _ALL_SHAPES:  # once for all of them: it takes a while
+        _finish_together(jobs)
+
+
+def _finish_together(jobs: Iterable[tuple[tuple[ProcessGroup, ...], Job]]) -> None:
     waiting = [(groups, job, part) for groups, job in jobs if (part := next(job, None)) is not None]
     while waiting:
         by_groups: dict[tuple[ProcessGroup, ...], list[tuple[Job, Tensor]]] = {}

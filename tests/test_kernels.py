@@ -7,6 +7,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch._inductor.utils import fresh_cache, run_and_get_code
 
 from bio_lightning import (
     Crystallization,
@@ -17,7 +18,10 @@ from bio_lightning import (
     multipliers,
     plasticity,
 )
-from bio_lightning.kernels import Data
+from bio_lightning.events import Change, change_weight
+from bio_lightning.functional.noise import Noise
+from bio_lightning.kernels import Data, Rule
+from bio_lightning.layout import Layout
 from tests.models import CLASSES, CNN, MLP, different, fit, make_model, weights_of
 
 
@@ -118,9 +122,30 @@ def test_compiled_equals_eager(optimizer):
     assert all(not torch.allclose(plain[f"net.{i}.weight"], eager[f"net.{i}.weight"], rtol=1e-3) for i in (0, 2, 4, 6))
 
 
-def test_compiled_noise_is_the_eager_one():
-    from bio_lightning.functional import Noise
+def test_what_a_tiny_layer_compiles_uses_all_threads_on_a_large_one(monkeypatch):
+    weights = [torch.randn(4, 3), torch.randn(400, 300), torch.randn(30, 20, dtype=torch.float64)]
+    change = Change(Rule(_halved), noise=Noise(1, 2, 3))
+    eager = [weight.clone() for weight in weights]
+    for weight in eager:
+        change_weight(change, weight, Layout(weight))
 
+    def run():
+        for weight in weights:
+            change_weight(change, weight, Layout(weight), compiled=True)
+
+    kernels._compiled.cache_clear()
+    with fresh_cache():  # code that is taken from a cache is not shown
+        _none, codes = run_and_get_code(run)
+    assert len(codes) == 2, "one compilation serves all sizes, and another one another dtype"
+    assert all("#pragma omp parallel" in code for code in codes)
+    assert all(map(torch.equal, weights, eager))
+
+
+def _halved(block):
+    return block.weight * 0.5, block.draw.uniform(block.weight) < block.weight.abs()
+
+
+def test_compiled_noise_is_the_eager_one():
     index = torch.arange(4096, dtype=torch.int32) * 7919
     noise = Noise(3, 5, 7)
 

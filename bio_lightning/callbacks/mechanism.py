@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, ClassVar, Literal
 
 import torch.distributed
@@ -139,7 +140,7 @@ class Mechanism(BioCallback):
     @property
     def state_key(self) -> str:
         """Distinguishes two callbacks of one class on different layers."""
-        return self._generate_state_key(include=list(self.include), exclude=list(self.exclude))
+        return _state_key(type(self).__qualname__, tuple(self.include), tuple(self.exclude))  # asked for at every hook
 
     def arguments(self) -> dict[str, Any]:
         """Constructor arguments as primitives."""
@@ -252,6 +253,11 @@ class PlasticityMechanism(ScheduledMechanism):
             if factor is not None:
                 observed["multiplier"] = (factor,)
         return observed
+
+
+@functools.lru_cache(maxsize=256)
+def _state_key(name: str, include: tuple[str, ...], exclude: tuple[str, ...]) -> str:
+    return f"{name}{ {'include': list(include), 'exclude': list(exclude)}!r}"
 
 
 def _put_together(tensor: Tensor) -> Tensor | None:
