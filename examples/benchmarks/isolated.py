@@ -18,7 +18,7 @@ import torch
 
 from driving import Live, within_fit
 from measure import timed
-from networks import Workload, chain, mlp, weight_count
+from networks import Workload, chain
 from variants import ALL_MECHANISMS, callbacks_for, quietly
 
 __all__ = ["STATUS", "isolated"]
@@ -111,16 +111,12 @@ def compilation(kernel: str) -> dict[str, float]:
         kernel: The kernel that compiles.
 
     Returns:
-        ``first``: in the process's first fit, with all that is imported for it; ``second``: for another network.
+        ``first``: in the process's first fit, with all that is imported for it; ``second``: for a network of other
+        sizes; ``small``: for one of layers so small that they are worked on side by side.
     """
-    first, second = mlp(), chain(3, 48)
-    small = chain(2, 16)
-    _fit("eager", small)  # Lightning's own imports
-    return {
-        "first": -_fit("eager", first) + _fit(kernel, first),
-        "second": -_fit("eager", second) + _fit(kernel, second),
-        "weights": weight_count(first.build()),
-    }
+    networks = {"first": chain(3, 400), "second": chain(4, 500), "small": chain(3, 48)}
+    _fit("eager", chain(2, 16))  # Lightning's own imports
+    return {name: -_fit("eager", network) + _fit(kernel, network) for name, network in networks.items()}
 
 
 def _fit(kernel: str, workload: Workload) -> float:
