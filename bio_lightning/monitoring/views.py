@@ -23,11 +23,16 @@ def observed(session: Session, layer: Synapses) -> Iterator[Observation]:
     weight = layer.weight.detach()
     yield WEIGHTS, "log_weight", (weight,)
     yield WEIGHTS, "balance", (weight,)
+    product: Tensor | None = None
     for mechanism in session.acting(layer):
-        for family, values in mechanism.observables(session, layer).items():
+        observables = mechanism.observables(session, layer)
+        for family, values in observables.items():
             yield mechanism.name, family, values
+        if "multiplier" in observables and mechanism.active(_latest_step(session, layer)):
+            multiplier: Tensor = observables["multiplier"][0]
+            product = multiplier if product is None else product * multiplier
     if _scales(session, layer):
-        yield PLASTICITY, "plasticity", (plasticity_of(session, layer),)
+        yield PLASTICITY, "plasticity", (torch.ones_like(weight) if product is None else product,)
 
 
 def ranks_of(layer: Synapses) -> Iterator[Observation]:
@@ -40,7 +45,7 @@ def ranks_of(layer: Synapses) -> Iterator[Observation]:
 def plasticity_of(session: Session, layer: Synapses) -> Tensor:
     """Product of all multipliers that acted on a weight in the step just done, in its shape."""
     weight = layer.weight.detach()
-    factor = session.plasticity.factor(session.parts(layer, max(session.step_of(layer) - 1, 0)), weight)
+    factor = session.plasticity.factor(session.parts(layer, _latest_step(session, layer)), weight)
     return torch.ones_like(weight) if factor is None else factor
 
 
@@ -79,6 +84,10 @@ def snapshot(session: Session, layers: Sequence[Synapses], turnover: Mapping[str
         {layer.name: _balance(layer) for layer in layers},
         turnover,
     )
+
+
+def _latest_step(session: Session, layer: Synapses) -> int:
+    return max(session.step_of(layer) - 1, 0)
 
 
 def _scales(session: Session, layer: Synapses) -> bool:

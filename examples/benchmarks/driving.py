@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import gc
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -25,6 +27,7 @@ __all__ = [
     "event_step",
     "fill_gradients",
     "parameters_after",
+    "run_time",
     "step_time",
     "within_fit",
 ]
@@ -119,6 +122,25 @@ def step_time(
     return ordinary + event_share * max(0.0, durations[-1] - ordinary)
 
 
+def run_time(workload: Workload, callbacks: Sequence[pl.Callback], steps: int) -> float:
+    """Seconds per step of a whole run that logs to TensorBoard as Lightning's defaults have it; on the CPU.
+
+    Args:
+        workload: What is trained.
+        callbacks: None for a plain run.
+        steps: Steps after the first few, which are not timed.
+    """
+    torch.manual_seed(0)
+    module = Task(workload.build(), _MOVING[workload.optimizer])
+    clock = _StepClock()
+    count = _WARM_UP + steps + 1
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = _trainer([*callbacks, clock], count, "cpu", TensorBoardLogger(folder))
+        trainer.fit(module, _repeated(workload.batch, count))
+    _free(module)
+    return (clock.starts[-1] - clock.starts[_WARM_UP]) / steps
+
+
 def event_step(steps: int) -> int:
     """The optimizer step, counted from 1, whose event :func:`step_time` looks at: the last timed one."""
     return _WARM_UP + steps
@@ -132,14 +154,16 @@ def parameters_after(workload: Workload, callbacks: Sequence[pl.Callback], steps
     return [parameter.detach() for parameter in module.parameters()]
 
 
-def _trainer(callbacks: Sequence[pl.Callback], steps: int, accelerator: str) -> pl.Trainer:
+def _trainer(
+    callbacks: Sequence[pl.Callback], steps: int, accelerator: str, logger: Logger | Literal[False] = False
+) -> pl.Trainer:
     return pl.Trainer(
         accelerator=accelerator,
         devices=1,
         max_epochs=1,
         limit_train_batches=steps,
         callbacks=list(callbacks),
-        logger=False,
+        logger=logger,
         enable_checkpointing=False,
         enable_model_summary=False,
         enable_progress_bar=False,

@@ -6,7 +6,8 @@ import statistics
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 
-from driving import event_step, step_time
+from bio_lightning import BioMonitor
+from driving import event_step, run_time, step_time
 from isolated import STATUS, isolated
 from measure import PASS_BYTES, Table, Timings, available_memory, interleave, milliseconds, ratio, significant
 from networks import Workload, chain, gpt, mlp, resnet18, weight_count
@@ -157,6 +158,40 @@ def _step_variants(setup: Setup, workload: Workload, steps: int) -> Variants:
     return variants
 
 
+def monitor(setup: Setup) -> Table | None:
+    """What a run pays for being watched, logs, histograms and ranks included."""
+    if setup.accelerator != "cpu":
+        print("monitor is left out: it is measured on the CPU")
+        return None
+    workload, steps = (mlp(hidden=256), 60) if setup.quick else (mlp(), 5000)
+    kernel = setup.kernels[-1]
+
+    def run(mechanisms: Sequence[str], watched: bool) -> Measure:
+        def measure() -> float:
+            callbacks = callbacks_for(kernel, mechanisms) if mechanisms else []
+            return run_time(workload, [*callbacks, *([BioMonitor()] if watched else [])], steps)
+
+        return measure
+
+    sets = {"plain": (), "everything": ALL_MECHANISMS}
+    variants = {
+        name + ", watched" * watched: run(mechanisms, watched)
+        for name, mechanisms in sets.items()
+        for watched in (False, True)
+    }
+    timings = interleave(variants, setup.rounds(2))
+    rows: list[Sequence[str]] = []
+    for name in timings:
+        base = name.partition(",")[0]
+        asked = "1.05" if name == "everything, watched" else ""
+        rows.append((name, milliseconds(timings, name), ratio(timings, name, base), asked))
+    note = (
+        f"Mean step of a run of {steps} on {workload.name}, with TensorBoard and the defaults of Trainer and"
+        f" `BioMonitor`; kernel {kernel!r}."
+    )
+    return Table("Monitor", ("run", "ms per step", "over unwatched", "asked: at most"), rows, note)
+
+
 def small_layers(setup: Setup) -> Table:
     """What a layer costs where there is hardly a weight in it."""
     count = 100 if setup.quick else 1000
@@ -265,6 +300,7 @@ TABLES: dict[str, Callable[[Setup], Table | None]] = {
     "pass": gradient_pass,
     "rejuvenation": rejuvenation,
     "step": lightning_step,
+    "monitor": monitor,
     "layers": small_layers,
     "sweep": sweep,
     "memory": memory,
