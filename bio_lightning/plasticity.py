@@ -121,7 +121,9 @@ class Plasticity:
             weight: Its values before the optimizer step.
         """
         part = local(weight)
-        index = element_index(part.shape, full_shape=weight.shape, start=start_of(weight), device=weight.device)
+        index = None
+        if any(each.noise is not None for each in parts):
+            index = element_index(part.shape, full_shape=weight.shape, start=start_of(weight), device=weight.device)
         with in_parts_of(weight):
             held = [
                 each._replace(state=None if each.state is None else like_held(each.state, weight)) for each in parts
@@ -130,7 +132,7 @@ class Plasticity:
         return None if factor is None else as_part(factor.expand(part.shape), weight)
 
     @staticmethod
-    def _factor(parts: Sequence[Part], weight: Tensor, index: Tensor) -> Tensor | None:
+    def _factor(parts: Sequence[Part], weight: Tensor, index: Tensor | None) -> Tensor | None:
         product: Tensor | None = None
         average = None
         for part in parts:
@@ -139,7 +141,7 @@ class Plasticity:
                 continue
             if average is None and any(r is not None and r.reads_average for r in (rule, part.form.statistic)):
                 average = mean(weight.abs())
-            draw = None if part.noise is None else part.noise.at(index)
+            draw = None if part.noise is None or index is None else part.noise.at(index)
             state = None if part.state is None else part.state.to(computing_dtype(part.state))
             block = Block(weight, None, average, None, state, draw, part.operands)
             if part.form.statistic is not None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from lightning.pytorch.loggers import CSVLogger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.loggers.logger import Logger
 from tensorboard.compat.proto.summary_pb2 import Summary
-from torch.utils.tensorboard.summary import hparams, scalar
+from torch.utils.tensorboard.summary import hparams
 
 from bio_lightning.monitoring.histograms import Histogram
 
@@ -52,11 +52,10 @@ def log_numbers(loggers: Iterable[Logger], numbers: Mapping[str, float], step: i
     """
     items = list(numbers.items())
     for logger in loggers:
-        if type(logger).log_metrics is TensorBoardLogger.log_metrics:
+        if isinstance(logger, TensorBoardLogger) and type(logger).log_metrics is TensorBoardLogger.log_metrics:
             # as one event: a writer takes as long for one number as for all of them
-            summaries = [scalar(tag, number) for tag, number in items]
-            merged = Summary(value=[value for summary in summaries for value in summary.value])
-            logger.experiment._get_file_writer().add_summary(merged, step)
+            values = [Summary.Value(tag=tag, simple_value=number) for tag, number in items]
+            logger.experiment._get_file_writer().add_summary(Summary(value=values), step)
             continue
         size = _MLFLOW_BATCH if isinstance(logger, MLFlowLogger) else max(len(items), 1)
         for first in range(0, len(items), size):

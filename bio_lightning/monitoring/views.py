@@ -29,7 +29,7 @@ def observed(session: Session, layer: Synapses) -> Iterator[Observation]:
         for family, values in observables.items():
             yield mechanism.name, family, values
         if "multiplier" in observables and mechanism.active(_latest_step(session, layer)):
-            multiplier: Tensor = observables["multiplier"][0]
+            multiplier = cast("Tensor", observables["multiplier"][0])
             product = multiplier if product is None else product * multiplier
     if _scales(session, layer):
         yield PLASTICITY, "plasticity", (torch.ones_like(weight) if product is None else product,)

@@ -6,7 +6,9 @@ import statistics
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 
-from bio_lightning import BioMonitor
+import lightning.pytorch as pl
+
+from bio_lightning import BioMonitor, bio_callbacks
 from driving import event_step, run_time, step_time
 from isolated import STATUS, isolated
 from measure import PASS_BYTES, Table, Timings, available_memory, interleave, milliseconds, ratio, significant
@@ -165,29 +167,26 @@ def monitor(setup: Setup) -> Table | None:
         return None
     workload, steps = (mlp(hidden=256), 60) if setup.quick else (mlp(), 5000)
     kernel = setup.kernels[-1]
-
-    def run(mechanisms: Sequence[str], watched: bool) -> Measure:
-        def measure() -> float:
-            callbacks = callbacks_for(kernel, mechanisms) if mechanisms else []
-            return run_time(workload, [*callbacks, *([BioMonitor()] if watched else [])], steps)
-
-        return measure
-
-    sets = {"plain": (), "everything": ALL_MECHANISMS}
-    variants = {
-        name + ", watched" * watched: run(mechanisms, watched)
-        for name, mechanisms in sets.items()
-        for watched in (False, True)
+    sets: dict[str, Callable[[], Sequence[pl.Callback]]] = {
+        "plain": list,
+        "preset default": lambda: bio_callbacks("default", ["bio_monitor.enabled=false"]),
+        f"everything, {kernel}": lambda: callbacks_for(kernel, ALL_MECHANISMS),
     }
+
+    def run(mechanisms: Callable[[], Sequence[pl.Callback]], watched: bool) -> Measure:
+        return lambda: run_time(workload, [*mechanisms(), *([BioMonitor()] if watched else [])], steps)
+
+    variants: Variants = {}
+    for name, mechanisms in sets.items():
+        variants |= {name: run(mechanisms, False), f"{name}, watched": run(mechanisms, True)}
     timings = interleave(variants, setup.rounds(2))
     rows: list[Sequence[str]] = []
     for name in timings:
-        base = name.partition(",")[0]
-        asked = "1.05" if name == "everything, watched" else ""
-        rows.append((name, milliseconds(timings, name), ratio(timings, name, base), asked))
+        asked = "1.05" if name == "preset default, watched" else ""
+        rows.append((name, milliseconds(timings, name), ratio(timings, name, name.removesuffix(", watched")), asked))
     note = (
-        f"Mean step of a run of {steps} on {workload.name}, with TensorBoard and the defaults of Trainer and"
-        f" `BioMonitor`; kernel {kernel!r}."
+        f"Mean step of a run of {steps} on {workload.name}, logs, histograms and ranks included, with TensorBoard and"
+        " the defaults of Trainer and `BioMonitor`."
     )
     return Table("Monitor", ("run", "ms per step", "over unwatched", "asked: at most"), rows, note)
 
