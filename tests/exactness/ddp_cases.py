@@ -13,6 +13,7 @@ import torch.nn.functional as fn
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 
+from tests.cases import ACTIVE
 from tests.cases import CASES as MECHANISM_CASES
 from tests.exactness import resuming
 from tests.exactness.resuming import Break, break_off, everything, last_checkpoint
@@ -168,6 +169,10 @@ BREAKS: dict[str, tuple[str, str, Break]] = {
     "by_activity-adam": ("by_activity", "adam", Break("on_before_optimizer_step", 9)),
     "by_activity-momentum": ("by_activity", "momentum", Break("on_train_batch_end", 5)),
     "scheduled-adam": ("scheduled", "adam", Break("on_before_zero_grad", 11, first=False)),
+    **{
+        f"{name}-{label}": (f"{name}-{label}", "adam", Break("on_train_batch_end", 4 + place % 9))
+        for place, (name, label) in enumerate(ACTIVE)
+    },
 }
 
 
@@ -201,6 +206,16 @@ def be_killed(rank: int, world: int, folder: str) -> dict[str, Any]:
     when = Break("on_train_batch_start", 9, "SIGKILL") if rank == world - 1 else None
     resuming.train(*arguments, when=when, folder=Path(folder), **more)
     return {}
+
+
+def be_terminated(rank: int, world: int, folder: str) -> dict[str, Any]:
+    """Train until all processes are told to end, as a cluster does it; Lightning ends them after the batch."""
+    arguments, more = arguments_of("all", "adam", rank, world)
+    try:
+        resuming.train(*arguments, when=Break("on_after_backward", 9, "SIGTERM"), folder=Path(folder), **more)
+    except SystemExit:
+        return {"ended": torch.tensor(True)}
+    return {"ended": torch.tensor(False)}
 
 
 def go_on(rank: int, world: int, folder: str) -> dict[str, dict[str, Tensor]]:

@@ -21,6 +21,7 @@ from tests.exactness.ddp_cases import (
     HUGE,
     after_step,
     be_killed,
+    be_terminated,
     break_off_all,
     cases_of,
     go_on,
@@ -137,6 +138,15 @@ def test_a_run_that_broke_off_goes_on_to_the_bit(broken_off, name):
         assert unequal(whole, resumed) == []
         assert 0 < states[f"{name} broken off"]["step"] < EPOCHS * BATCHES
         assert moved(state_of(make_model(MLP, seed=99), []), resumed)
+
+
+def test_after_all_processes_were_told_to_end_a_new_group_goes_on(broken_off, tmp_path):
+    for name in ("terminated", "ranks", "checkpoints"):
+        (tmp_path / name).mkdir()
+    ended = launch(2, be_terminated, tmp_path / "terminated", str(tmp_path / "checkpoints"))
+    assert all(states["ended"] for states in ended)
+    for rank, states in enumerate(launch(2, go_on, tmp_path / "ranks", str(tmp_path / "checkpoints"))):
+        assert unequal(broken_off[rank]["all-adam uninterrupted"], states["resumed"]) == []
 
 
 def test_after_a_process_was_killed_a_new_group_goes_on(broken_off, tmp_path):
