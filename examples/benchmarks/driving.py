@@ -213,7 +213,12 @@ class Live:
         self.optimizer = optimizer
 
     def step(self, *, backward: bool = False) -> Spent:
-        """One step.
+        """One step, of which :meth:`start` tells the arguments."""
+        self.start(backward=backward)
+        return Spent(timed(self.gradient_pass), timed(self.optimizer.step), timed(self.batch_end))
+
+    def start(self, *, backward: bool = False) -> None:
+        """A step up to its gradients.
 
         Args:
             backward: Run the network and take its gradients, which also counts its neurons' firing; else made-up ones.
@@ -226,13 +231,14 @@ class Live:
             torch.autograd.backward(loss)
         else:
             fill_gradients(self.network)
-        return Spent(timed(self._pass), timed(self.optimizer.step), timed(self._end))
 
-    def _pass(self) -> None:
+    def gradient_pass(self) -> None:
+        """The hooks before the optimizer."""
         self._call("on_after_backward")
         self._call("on_before_optimizer_step", self.optimizer)
 
-    def _end(self) -> None:
+    def batch_end(self) -> None:
+        """The hooks at the batch's end."""
         self._call("on_train_batch_end", None, None, 0)
 
     def _call(self, hook: str, *arguments: Any) -> None:

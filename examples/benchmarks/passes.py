@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import cProfile
 import dataclasses
 import statistics
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
+from lightning.pytorch import Callback
 from torch import nn
 
 from driving import Live, fill_gradients, within_fit
@@ -17,11 +20,14 @@ from variants import GRADIENT_MECHANISMS, callbacks_for, convert, has_predecesso
 __all__ = [
     "LIMIT",
     "PREDECESSOR",
+    "Breakdown",
     "Measure",
     "Setup",
     "Variants",
+    "broken_down",
     "event_in_fit",
     "memory_limit",
+    "operations",
     "pass_in_fit",
     "predecessor_calls",
     "update_in_fit",
@@ -104,6 +110,47 @@ def event_in_fit(
         return within_fit(network, workload.batch, callbacks, script, optimizer="adam", accelerator=accelerator)
 
     return measure
+
+
+class Breakdown(NamedTuple):
+    """Seconds of a phase of a step: in all, and of these in compiled code, which ``calls`` calls run."""
+
+    total: float
+    compiled: float
+    calls: int
+
+
+def broken_down(network: nn.Module, workload: Workload, callbacks: Sequence[Callback], *, event: bool) -> Breakdown:
+    """Where the time of a gradient pass, or of an event, goes; the total is taken without the profiler."""
+
+    def script(live: Live) -> Breakdown:
+        spent = [live.step() for _ in range(9)][2:]
+        total = statistics.median(each.batch_end if event else each.gradient_pass for each in spent)
+        profile = cProfile.Profile()
+        live.start()
+        if event:
+            live.gradient_pass()
+            live.optimizer.step()
+        profile.runcall(live.batch_end if event else live.gradient_pass)
+        # code that torch.compile made for a processor is a function "kernel" of a module of its own
+        kernels = [entry for entry in profile.getstats() if "kernel.kernel" in str(entry.code)]
+        return Breakdown(total, sum(entry.totaltime for entry in kernels), sum(entry.callcount for entry in kernels))
+
+    return within_fit(network, workload.batch, callbacks, script, optimizer="adam" if event else "sgd")
+
+
+def operations(network: nn.Module, workload: Workload, callbacks: Sequence[Callback]) -> list[tuple[str, int, float]]:
+    """Operations of an eager gradient pass: name, number of calls, and seconds; the longest first."""
+
+    def script(live: Live) -> list[tuple[str, int, float]]:
+        live.step()
+        live.start()
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+            live.gradient_pass()
+        found = [(entry.key, entry.count, entry.self_cpu_time_total / 1e6) for entry in profile.key_averages()]
+        return sorted(found, key=lambda entry: -entry[2])
+
+    return within_fit(network, workload.batch, callbacks, script)
 
 
 def predecessor_calls(setup: Setup, workload: Workload, call: Callable[[Any], None]) -> Variants:

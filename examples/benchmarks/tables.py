@@ -19,8 +19,10 @@ from passes import (
     Measure,
     Setup,
     Variants,
+    broken_down,
     event_in_fit,
     memory_limit,
+    operations,
     pass_in_fit,
     predecessor_calls,
     update_in_fit,
@@ -294,6 +296,48 @@ def compilation(setup: Setup) -> Table | None:
     return Table("Compilation", columns, rows, note)
 
 
+def profile(setup: Setup) -> Table | None:
+    """Where the time goes that is not spent on moving memory."""
+    if "compiled" not in setup.kernels or setup.accelerator != "cpu":
+        print("profile is left out: it is taken of compiled code on the CPU")
+        return None
+    large = resnet18(8 if setup.quick else 64, batch=2)
+    event = {"weight_rejuvenation": {"every_n_steps": 1}}
+    rows: list[Sequence[str]] = []
+    for name, workload, mechanisms, settings, traffic in (
+        ("gradient pass, ResNet-18", large, GRADIENT_MECHANISMS, {}, PASS_BYTES),
+        ("rejuvenation event, ResNet-18", large, ("weight_rejuvenation",), event, EVENT_BYTES),
+        ("gradient pass, MLP", mlp(hidden=256 if setup.quick else 1000), GRADIENT_MECHANISMS, {}, PASS_BYTES),
+        ("gradient pass, small layers", chain(100 if setup.quick else 1000, 8), GRADIENT_MECHANISMS, {}, PASS_BYTES),
+    ):
+        network = workload.build()
+        limit = memory_limit(setup, weight_count(network), traffic)[LIMIT]()
+        callbacks = callbacks_for("compiled", mechanisms, settings)
+        spent = broken_down(network, workload, callbacks, event=bool(settings))
+        times = (significant(1000 * seconds) for seconds in (limit, spent.total, spent.compiled))
+        rest = significant(1000 * (spent.total - spent.compiled))
+        rows.append((name, *times, str(spent.calls), rest))
+    columns = ("what", "memory limit, ms", "all, ms", "in compiled code, ms", "calls", "outside, ms")
+    note = (
+        "Outside: Python, torch's way into compiled code (guards, wrappers; about 100 us a call while other work passes"
+        " through the caches), and layers too small to compile."
+    )
+    return Table("Where the time goes", columns, rows, note)
+
+
+def eager_operations(setup: Setup) -> Table | None:
+    """What an eager gradient pass consists of."""
+    workload = resnet18(8 if setup.quick else 64, batch=2)
+    callbacks = callbacks_for("eager", GRADIENT_MECHANISMS)
+    found = operations(workload.build(), workload, callbacks)
+    whole = sum(seconds for _name, _count, seconds in found)
+    rows: list[Sequence[str]] = [
+        (name, str(count), significant(1000 * seconds), significant(seconds / whole)) for name, count, seconds in found
+    ]
+    note = "Gradient pass of ResNet-18 with the eager kernel, as torch's profiler sees it; the longest operations."
+    return Table("Eager operations", ("operation", "calls", "ms", "share"), rows[:16], note)
+
+
 #: By the name for ``--only``.
 TABLES: dict[str, Callable[[Setup], Table | None]] = {
     "pass": gradient_pass,
@@ -304,4 +348,6 @@ TABLES: dict[str, Callable[[Setup], Table | None]] = {
     "sweep": sweep,
     "memory": memory,
     "compilation": compilation,
+    "profile": profile,
+    "operations": eager_operations,
 }
