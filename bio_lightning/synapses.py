@@ -133,7 +133,8 @@ class Synapses:
         return self._per_row(values)
 
     def _per_row(self, values: Tensor) -> Tensor:
-        return cut(values.view(-1, *(1,) * (len(self.shape) - 1)), self.weight)
+        weight = self.weight
+        return cut(values.view(-1, *(1,) * (weight.ndim - (2 if self.gamma > 1 else 1))), weight)
 
     def _spread(self, values: Tensor, repeats: int) -> Tensor:
         """Values of axis 1, which holds only one group's neurons; the group follows from the position on axis 0."""

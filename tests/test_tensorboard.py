@@ -15,7 +15,7 @@ import yaml
 from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from bio_lightning import BioMonitor, load_config
+from bio_lightning import BioMonitor, SynapticScaling, load_config
 from bio_lightning.callbacks import REGISTRY
 from tests.cases import all_on
 from tests.models import MLP, fit, make_model
@@ -37,13 +37,16 @@ class WithHyperparameters(MLP):
 def logdir(tmp_path_factory):
     """A finished run with all mechanisms, and one that is a control."""
     folder = tmp_path_factory.mktemp("logs")
-    often = {"histogram_every_n_steps": 2, "rank_every_n_steps": 3, "figure_every_n_epochs": 1}
     for name, mechanisms in (("bio", all_on()), ("control", [])):
-        logger = TensorBoardLogger(folder, name=name, version=0)
-        monitor = BioMonitor(alerts=False, **often)
-        fit(make_model(WithHyperparameters), [*mechanisms, monitor], logger=logger, log_every_n_steps=1)
-        logger.experiment.close()
+        run(folder, name, mechanisms)
     return folder
+
+
+def run(folder, name, mechanisms):
+    logger = TensorBoardLogger(folder, name=name, version=0)
+    monitor = BioMonitor(alerts=False, histogram_every_n_steps=2, rank_every_n_steps=3, figure_every_n_epochs=1)
+    fit(make_model(WithHyperparameters), [*mechanisms, monitor], logger=logger, log_every_n_steps=1)
+    logger.experiment.close()
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +77,11 @@ def ask(logdir):
 
 @pytest.fixture(scope="module")
 def events(logdir):
-    accumulator = EventAccumulator(str(logdir / "bio" / "version_0"))
+    return read(logdir / "bio" / "version_0")
+
+
+def read(folder):
+    accumulator = EventAccumulator(str(folder))
     accumulator.Reload()
     return accumulator
 
@@ -90,22 +97,26 @@ def patterns():
     ]
 
 
-def tags_by_kind(events):
-    tags = events.Tags()
-    return {kind: [tag.removesuffix("/text_summary") for tag in tags[kind]] for kind in KINDS.values()}
+@pytest.fixture(scope="module")
+def tags_by_kind(events, tmp_path_factory):
+    """Of the run with all mechanisms, and of one with the other rule of synaptic scaling."""
+    other = tmp_path_factory.mktemp("other")
+    run(other, "bio", [SynapticScaling(rule="tetzlaff")])
+    runs = [events.Tags(), read(other / "bio" / "version_0").Tags()]
+    return {kind: [t.removesuffix("/text_summary") for tags in runs for t in tags[kind]] for kind in KINDS.values()}
 
 
 # ---- the README's table ----------------------------------------------------------------------------------------------
 
 
-def test_every_tag_of_the_table_is_in_the_event_file(events):
-    found = tags_by_kind(events)
-    assert [(kind, pattern) for kind, pattern in patterns() if not fnmatch.filter(found[kind], pattern)] == []
+def test_every_tag_of_the_table_is_in_the_event_file(tags_by_kind):
+    missing = [(kind, pattern) for kind, pattern in patterns() if not fnmatch.filter(tags_by_kind[kind], pattern)]
+    assert missing == []
 
 
-def test_every_tag_of_the_event_file_is_in_the_table(events):
+def test_every_tag_of_the_event_file_is_in_the_table(tags_by_kind):
     known = patterns()
-    for kind, tags in tags_by_kind(events).items():
+    for kind, tags in tags_by_kind.items():
         ours = [tag for tag in tags if tag.startswith("bio/")]
         assert ours
         assert [t for t in ours if not any(k == kind and fnmatch.fnmatchcase(t, p) for k, p in known)] == []

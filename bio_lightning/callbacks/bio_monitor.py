@@ -63,7 +63,7 @@ class BioMonitor(BioCallback):
     ``excitatory_fraction``      ``weights``                            share of weights that are not 0
     ``rank_stable``              ``weights``                            directions, at most min(out, in)
     ``rank_effective``           ``weights``                            the same
-    ``update_ratio``             ``weights``                            length of the step over that of weights
+    ``update_ratio``             ``weights``; tetzlaff's rule           length of the step over that of weights
     ``gradient_ratio``           ``weights``                            length of the gradient over the same
     ===========================  =====================================  =====================================
 

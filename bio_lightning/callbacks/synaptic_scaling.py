@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from bio_lightning import functional
-from bio_lightning.callbacks.mechanism import PlasticityMechanism
-from bio_lightning.functional._shards import local
+from bio_lightning.callbacks.mechanism import Observables, PlasticityMechanism
+from bio_lightning.functional._shards import as_part, local
 from bio_lightning.kernels import Block, Form, Rule
 from bio_lightning.optimizers import Owner
 from bio_lightning.parameters import number
@@ -89,21 +89,35 @@ class SynapticScaling(PlasticityMechanism):
             statistic=Rule(_rate) if self.target == "layer_mean" else None,
         )
 
-    @torch.no_grad()
     def after_update(self, session: Session, synapses: Synapses, owner: Owner) -> None:
         """Homeostatic change of the weights themselves."""
+        change = self._change(session, synapses, owner)
+        if change is not None:
+            local(synapses.weight.detach()).add_(change)
+
+    def observables(self, session: Session, synapses: Synapses) -> Observables:
+        """Of tetzlaff also how far the weights would move at the rates that are known now."""
+        observed = super().observables(session, synapses)
+        owner, weight = session.owner(synapses.weight), synapses.weight.detach()
+        if owner is not None and self.active(max(session.step_of(synapses) - 1, 0)):
+            change = self._change(session, synapses, owner)
+            if change is not None:
+                observed["update_ratio"] = (weight, as_part(local(weight) + change, weight))
+        return observed
+
+    @torch.no_grad()
+    def _change(self, session: Session, synapses: Synapses, owner: Owner) -> Tensor | None:
+        """Change of this process's part of a weight; none of the multiplicative rule, or before a rate is known."""
         rate = session.store.get(synapses.name, {}).get("rate")
-        if self.rule == "tetzlaff" and rate is not None:
-            weight = local(synapses.weight)
-            weight.add_(
-                functional.tetzlaff_change(
-                    weight,
-                    synapses.along_postsynaptic(rate),
-                    target=functional.target_rate(rate, self.target),
-                    step_size=owner.group["lr"] * self.rate,
-                    max_change=self.max_change,
-                )
-            )
+        if self.rule != "tetzlaff" or rate is None:
+            return None
+        return functional.tetzlaff_change(
+            local(synapses.weight),
+            synapses.along_postsynaptic(rate),
+            target=functional.target_rate(rate, self.target),
+            step_size=owner.group["lr"] * self.rate,
+            max_change=self.max_change,
+        )
 
 
 def _rate(block: Block) -> Tensor:

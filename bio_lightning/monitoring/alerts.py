@@ -74,7 +74,7 @@ class Alerts:
                 yield self._crystallized(layer, value)
             elif mechanism == ACTIVITY and statistic == _DORMANT and value > self._share and self._has_neurons(layer):
                 yield self._dormant(layer, value)
-            elif statistic in _MOVING or statistic == "multiplier_std":
+            elif statistic in _MOVING or statistic in _RESTING:
                 yield from self._still(mechanism, statistic, layer, value, numbers)
 
     def _crystallized(self, layer: str, value: float) -> Alert:
@@ -94,7 +94,7 @@ class Alerts:
     def _still(
         self, mechanism: str, statistic: str, layer: str, value: float, numbers: Mapping[str, float]
     ) -> Iterator[Alert]:
-        """What has not moved for long, or, of multipliers, has been neutral for long."""
+        """What has not moved for long, or has been neutral for long."""
         acting = {each.name: each for each in self._session.acting(self._session.synapses[layer])}
         if mechanism not in acting:  # the product of all of them
             return
@@ -102,7 +102,9 @@ class Alerts:
         if isinstance(acts, WeightRejuvenation) and acts.select == "activity":  # no dormant unit: all is well
             return
         step = self._session.step_of(self._session.synapses[layer])
-        rests = statistic in _MOVING or (value == 0 and numbers[f"bio/{mechanism}/multiplier_mean/{layer}"] == 1)
+        rests = statistic in _MOVING or value == 0
+        if statistic == "multiplier_std":
+            rests = rests and numbers[f"bio/{mechanism}/multiplier_mean/{layer}"] == 1
         key = (mechanism, statistic, layer)
         last, since = self._rest.get(key, (value, step))
         if not rests or value != last or not acts.active(step):
@@ -110,7 +112,7 @@ class Alerts:
         self._rest[key] = (value, since)
         every = acts.every_n_steps if isinstance(acts, ScheduledMechanism) else 1
         if rests and step - since >= max(self._patience, 2 * every):  # the first event may be yet to come
-            text = _MOVING.get(statistic, _NEUTRAL).format(layer=layer, mechanism=mechanism, steps=step - since)
+            text = (_MOVING | _RESTING)[statistic].format(layer=layer, mechanism=mechanism, steps=step - since)
             yield Alert(mechanism, statistic, layer, text)
 
     def _learns(self, layer: str) -> bool:
@@ -133,7 +135,14 @@ _MOVING = {
         " layer out, or switch the mechanism off"
     ),
 }
-_NEUTRAL = (
-    "{mechanism} has had no effect on {layer} for {steps} steps: every multiplier is 1; change its settings, or leave"
-    " the layer out with {mechanism}.exclude"
-)
+#: Statistics that are 0 where their mechanism has no effect (if also the mean of the multipliers is 1).
+_RESTING = {
+    "multiplier_std": (
+        "{mechanism} has had no effect on {layer} for {steps} steps: every multiplier is 1; change its settings, or"
+        " leave the layer out with {mechanism}.exclude"
+    ),
+    "update_ratio": (
+        "{mechanism} has had no effect on {layer} for {steps} steps: it moves no weight; raise {mechanism}.rate, or"
+        " leave the layer out with {mechanism}.exclude"
+    ),
+}

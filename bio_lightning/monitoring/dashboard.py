@@ -49,6 +49,8 @@ CHARTS: dict[str, dict[str, tuple[str, ...]]] = {
 }
 #: Of a mechanism that only scales learning.
 SCALING = {"mean multiplier": ("multiplier_mean",), "spread of the multipliers": ("multiplier_std",)}
+#: Of one that moves the weights instead.
+MOVING = {"synaptic_scaling": {"how far homeostasis moves the weights": ("update_ratio",)}}
 #: Numbers by which the HParams tab compares runs, with the group without which there are none.
 HEADLINES = {
     f"bio/{WEIGHTS}/rank_effective/{OVERALL}": WEIGHTS,
@@ -79,7 +81,7 @@ def layout(mechanisms: Sequence[Mechanism]) -> dict[str, dict[str, list[Any]]]:
     scaling = {mechanism.name for mechanism in mechanisms if mechanism.scales_learning}
     found = {}
     for group in _groups(mechanisms):
-        charts = {**(SCALING if group in scaling else {}), **CHARTS.get(group, {})}
+        charts = {**(SCALING if group in scaling else MOVING.get(group, {})), **CHARTS.get(group, {})}
         if charts:
             found[group] = {title: ["Multiline", _patterns(group, names)] for title, names in charts.items()}
     return found

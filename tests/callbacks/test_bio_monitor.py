@@ -171,6 +171,16 @@ def test_firing_rates_of_every_mechanism_that_reads_them(callback):
     assert abs(recorder.last[f"{tag}/overall"] - np.concatenate(list(rates.values())).mean()) < 1e-6
 
 
+def test_how_far_homeostasis_moves_weights():
+    scaling = SynapticScaling(rule="tetzlaff", rate=3.0, max_change=1.0, target=0.9)
+    model, recorder, _ = record([scaling, BioMonitor()])
+    for name in scaling.targets:
+        weight, rate = weights_of(model)[name].double(), scaling.session.store[name]["rate"].double()
+        change = 0.1 * 3.0 * (0.9 - rate).view(-1, 1) * weight.square()
+        expected = (change.square().sum() / weight.square().sum()).sqrt().item()
+        assert recorder.last[f"bio/synaptic_scaling/update_ratio/{name}"] == pytest.approx(expected, rel=1e-5)
+
+
 def factors_of(scaling, synapses):
     rate = scaling.session.store[synapses.name]["scaling_rate"]
     settings = {key: getattr(scaling, key) for key in ("target", "strength", "min", "max")}

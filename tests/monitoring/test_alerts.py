@@ -93,6 +93,7 @@ def test_no_dormant_unit_to_renew_is_fine():
 @pytest.mark.parametrize(
     "callback",
     [FuzzyLearningRates(distribution="baseline", include="net.0"), SynapticScaling(strength=0.0, include="net.0"),
+     SynapticScaling(rule="tetzlaff", rate=0.0, include="net.0"),
      Crystallization(dampening_factor=1.0, include="net.0")],
     ids=lambda callback: callback.name,
 )  # fmt: skip
@@ -117,6 +118,7 @@ def test_dale_without_effect():
 
 def test_mechanism_that_rests_or_works_is_fine():
     assert alerts([FuzzyLearningRates()]) == []
+    assert alerts([SynapticScaling(rule="tetzlaff")]) == []
     late = FuzzyLearningRates(distribution="baseline", start_step=6)
     assert alerts([late]) == [], "outside its schedule it is not expected to do anything"
     assert len(alerts([late], steps=14)) == 3
