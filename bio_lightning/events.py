@@ -26,7 +26,7 @@ from bio_lightning.kernels import (
 )
 from bio_lightning.layout import Layout
 
-__all__ = ["MEAN", "ONE", "ZERO", "Change", "Kept", "change_weight", "draw", "silence", "whole_number"]
+__all__ = ["MEAN", "ONE", "ZERO", "Change", "Kept", "change_weight", "draw", "number_of", "silence"]
 
 
 class Change(NamedTuple):
@@ -116,12 +116,12 @@ class _Event(NamedTuple):
         # memory whatever it still needs of one before it changes that.
         stored = [[_given(data.state) for data in chunk.data] for chunk in chunks]
         known = chunks if self.statistics is None else self.statistics.fill(chunks)
-        for chunk, (number, *kept) in zip(known, stored, strict=True):
+        for chunk, (counted, *kept) in zip(known, stored, strict=True):
             new, changed = self._factor(0)(chunk.block(0, "gradient"))
             for place, tensor in enumerate(kept, 1):
                 fresh = self._factor(place)(chunk.block(place, "gradient"))
                 tensor.copy_(torch.where(changed, fresh, tensor))
-            number.add_(_count(changed, chunk.weight))  # of the old ones: compiled code would make the new ones twice
+            counted.add_(_count(changed, chunk.weight))  # of the old ones: compiled code would make the new ones twice
             chunk.weight.copy_(new)
 
     def _factor(self, place: int) -> Rule:
@@ -136,12 +136,12 @@ def _given(tensor: Tensor | None) -> Tensor:
 
 
 def _count(mask: Tensor, weight: Tensor) -> Tensor:
-    """How many are marked, float64; NaN where a weight is. Either way is the faster one where it is taken."""
+    """How many are marked, and the sum of the weights. Either way is the faster one where it is taken."""
     if torch.compiler.is_compiling():
         count, total = mask.sum(dtype=torch.int32), weight.sum(dtype=torch.float64)
     else:
         count, total = mask.count_nonzero(), weight.sum(dtype=computing_dtype(weight))
-    return torch.where(total.isnan(), torch.nan, count.to(torch.float64))
+    return torch.stack([count.to(torch.float64), total.to(torch.float64)])
 
 
 @torch.no_grad()
@@ -160,8 +160,8 @@ def change_weight(
         compiled: Compile it, once for all shapes.
 
     Returns:
-        How many synapses changed, float64, 0-dim, of this process's part; NaN where a weight was. See
-        :func:`whole_number`.
+        float64, shape ``(2,)``: how many synapses of this process's part changed, and the sum of its old weights, which
+        is NaN where one of them was. See :func:`number_of`.
     """
     drawn = [one for one in kept if one.noise is not None]
     others = [one for one in kept if one.noise is None]
@@ -174,9 +174,9 @@ def change_weight(
     return changed
 
 
-def whole_number(counted: Tensor, weight: Tensor) -> Tensor:
-    """What an event counted as int64, in summands, where several processes hold the weight together; 0 for NaN."""
-    return count_of(counted.nan_to_num().to(torch.int64), weight)
+def number_of(counted: Tensor, weight: Tensor) -> Tensor:
+    """How many synapses an event changed, int64, in summands, where several processes hold the weight together."""
+    return count_of(counted[0].to(torch.int64), weight)
 
 
 @torch.no_grad()
@@ -186,10 +186,10 @@ def draw(kept: Kept, weight: Tensor, layout: Layout) -> None:
 
 
 def _run(change: Change, weight: Tensor, layout: Layout, kept: Sequence[Kept], compiled: bool) -> Tensor:
-    number = torch.zeros(1, dtype=torch.float64, device=weight.device)  # torch 2.13 loses what is added to a 0-dim one
+    counted = torch.zeros(2, dtype=torch.float64, device=weight.device)
     tensors = (weight, *(one.tensor for one in kept))
     matrix, *stored = (layout.matrix(tensor) for tensor in tensors)
-    data = [_data(change, number, layout)]
+    data = [_data(change, counted, layout)]
     data += [_data(one, state, layout) for one, state in zip(kept, stored, strict=True)]
     forms = (Form(factor=change.rule), *(one.fill for one in kept))
     arguments = Arguments(matrix, None, None, *layout.index, data)
@@ -199,10 +199,12 @@ def _run(change: Change, weight: Tensor, layout: Layout, kept: Sequence[Kept], c
         if one.has_mean_one:
             pieces = torch.split(state, max(CHUNK // max(state.shape[1], 1), 1))
             average = layer_mean((piece.to(torch.float64) for piece in pieces), groups=layout.groups)
-            state.mul_(ratio(torch.ones_like(average), average, at_zero=1.0).to(state.dtype))
+            correction = ratio(torch.ones_like(average), average, at_zero=1.0).to(computing_dtype(state))
+            for piece in pieces:  # rounded once: in half precision the correction itself may be nothing
+                piece.copy_(piece.to(computing_dtype(state)) * correction)
     for tensor, changed in zip(tensors, (matrix, *stored), strict=True):
         layout.write_back(tensor, changed)
-    return number[0]
+    return counted
 
 
 def _data(part: Change | Kept, state: Tensor, layout: Layout) -> Data:

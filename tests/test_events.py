@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from bio_lightning.events import MEAN, ONE, ZERO, Change, Kept, change_weight, draw, whole_number
+from bio_lightning.events import MEAN, ONE, ZERO, Change, Kept, change_weight, draw, number_of
 from bio_lightning.functional.noise import Noise
 from bio_lightning.kernels import Block, Form, Rule
 from bio_lightning.layout import Layout
@@ -25,7 +25,7 @@ def test_everything_changes_where_the_rule_says_and_is_counted(monkeypatch, comp
 
     weight, first, second, ones = (tensor() for _ in range(4))
     before = [t.clone() for t in (weight, first, second, ones)]
-    number = change_weight(
+    counted = change_weight(
         Change(Rule(_negated, (("limit", 0.7),))),
         weight,
         Layout(weight),
@@ -34,7 +34,7 @@ def test_everything_changes_where_the_rule_says_and_is_counted(monkeypatch, comp
     )
     changed = before[0].abs() > 0.7
     assert 0 < changed.sum() < 30
-    assert number.item() == changed.sum().item()
+    assert counted.tolist() == pytest.approx([changed.sum().item(), before[0].sum().item()], rel=1e-5)
     assert torch.equal(weight, -before[0])
     for kept, old, value in ((first, before[1], 0.0), (second, before[2], before[2].mean()), (ones, before[3], 1.0)):
         assert torch.allclose(kept[changed], torch.as_tensor(value).expand(int(changed.sum())), atol=1e-6)
@@ -42,14 +42,28 @@ def test_everything_changes_where_the_rule_says_and_is_counted(monkeypatch, comp
 
 
 @pytest.mark.parametrize("compiled", [False, True])
-def test_a_weight_that_is_nan_shows_in_the_count_and_an_infinite_one_does_not(compiled):
+def test_a_weight_that_is_nan_shows_in_the_sum_and_not_in_the_count(compiled):
     change = Change(Rule(_negated, (("limit", 0.7),)))
-    for value, seen in ((torch.inf, False), (torch.nan, True)):
+    for values, number, total in (((torch.nan,), 0, torch.nan), ((torch.inf,), 1, torch.inf),
+                                  ((torch.inf, -torch.inf), 2, torch.nan)):  # fmt: skip
         weight = torch.full((6, 5), 0.5)
-        weight[4, 3] = value
+        weight[4, : len(values)] = torch.tensor(values)
         counted = change_weight(change, weight, Layout(weight), compiled=compiled)
-        assert bool(counted.isnan()) == seen
-        assert int(whole_number(counted, weight)) == (0 if seen else 1)
+        assert counted[1].item() == pytest.approx(total, nan_ok=True)
+        assert int(number_of(counted, weight)) == number
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_half_precision_is_brought_to_mean_one_but_for_rounding(compiled):
+    torch.manual_seed(0)
+    weight, multiplier = torch.randn(64, 64), torch.rand(64, 64).mul_(2).to(torch.bfloat16)
+    kept = Kept(multiplier, Form(factor=Rule(_uniform)), noise=Noise(1, 2, 3), has_mean_one=True)
+    change_weight(Change(Rule(_negated, (("limit", 2.0),))), weight, Layout(weight), kept=[kept], compiled=compiled)
+    assert multiplier.double().mean().item() == pytest.approx(1.0, abs=1e-4)
+
+
+def _uniform(block: Block):
+    return 2.0 * block.draw.uniform(block.weight)
 
 
 def _drawn(block: Block):

@@ -11,7 +11,7 @@ from torch import Tensor
 from bio_lightning import functional
 from bio_lightning.callbacks.mechanism import Observables, ScheduledMechanism, require
 from bio_lightning.errors import BioConfigError
-from bio_lightning.events import Change, whole_number
+from bio_lightning.events import Change, number_of
 from bio_lightning.functional._shards import count_of, in_parts_of, local, whole
 from bio_lightning.kernels import Block, Rule
 from bio_lightning.optimizers import Owner
@@ -157,7 +157,7 @@ class DalesPrinciple(ScheduledMechanism):
     def _project(self, session: Session, synapses: Synapses) -> Tensor:
         """How many weights had the wrong sign."""
         projection = Change(_PROJECTION, operands=(self.imposed_signs(session, synapses),))
-        return whole_number(session.plasticity.change(synapses, projection), synapses.weight)
+        return number_of(session.plasticity.change(synapses, projection), synapses.weight)
 
     # ---- whose sign -------------------------------------------------------------------------------------------------
 

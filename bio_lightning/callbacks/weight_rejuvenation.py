@@ -11,7 +11,7 @@ from torch import Tensor
 from bio_lightning import functional
 from bio_lightning.callbacks.mechanism import Observables, ScheduledMechanism
 from bio_lightning.errors import BioConfigError, nearest_name
-from bio_lightning.events import Change, Kept, change_weight, silence, whole_number
+from bio_lightning.events import Change, Kept, change_weight, number_of, silence
 from bio_lightning.functional._layer import mean, std, total
 from bio_lightning.functional._shards import count_of, cut, in_parts_of, local, start_of, whole
 from bio_lightning.functional.noise import Draw
@@ -82,8 +82,11 @@ class WeightRejuvenation(ScheduledMechanism):
     def choose_targets(self, session: Session) -> None:
         """Choose the targets; an output layer has no nonlinearity, so its units are never dormant."""
         super().choose_targets(session)
-        self._numbers: dict[str, Tensor] = {}  # what the latest event counted: NaN where a weight was
+        self._totals: dict[str, Tensor] = {}  # sums of the weights at the latest event
         self._readers: dict[str, list[tuple[Synapses, int]] | None] = {}
+        for name, synapses in list(self.targets.items()):
+            if synapses.padding_row is not None and synapses.shape[0] == 1:  # an embedding without a synapse
+                self.skipped.append(self.targets.pop(name))
         if self.select == "activity":
             for name, synapses in list(self.targets.items()):
                 if synapses.module_name in session.architecture.outputs:
@@ -152,7 +155,9 @@ class WeightRejuvenation(ScheduledMechanism):
         scale = tensors["initial_std"] if self.reference == "initial" else _current_std(synapses)
         if _is_at_hand(scale) and not bool(scale > 0):
             self._raise_on_nan(synapses.name, weight)
-            session.tell(f"{synapses.name} is not rejuvenated: the standard deviation of its weights is 0")
+            session.tell(
+                f"{synapses.name} is not rejuvenated: the standard deviation of its weights is 0, or not finite"
+            )
             return False
         operands = {"scale": scale}
         signs = session.signs(synapses, step - 1)
@@ -176,20 +181,20 @@ class WeightRejuvenation(ScheduledMechanism):
 
     def _change(self, session: Session, synapses: Synapses, owner: Owner, change: Change, step: int) -> None:
         """Change a target; its new synapses start young: optimizer moments, multipliers."""
-        number = session.plasticity.change(synapses, change, self._kept(session, synapses, owner, step))
-        self._look_for_nan(synapses.name, synapses.weight, whole(count_of(number, synapses.weight)))
+        counted = session.plasticity.change(synapses, change, self._kept(session, synapses, owner, step))
+        self._look_for_nan(synapses.name, synapses.weight, whole(count_of(counted[1], synapses.weight)))
         tensors = session.store[synapses.name]
-        tensors["replaced"] = whole_number(number, synapses.weight)
+        tensors["replaced"] = number_of(counted, synapses.weight)
         tensors["replaced_total"] = tensors["replaced_total"] + tensors["replaced"]
 
     def _kept(self, session: Session, synapses: Synapses, owner: Owner, step: int) -> list[Kept]:
         moments = self._moments_of(session, synapses.name, owner, synapses.weight)
         return [*session.kept(synapses, step), *moments]
 
-    def _look_for_nan(self, name: str, weight: Tensor, number: Tensor) -> None:
+    def _look_for_nan(self, name: str, weight: Tensor, total: Tensor) -> None:
         """At once on a CPU; elsewhere at the next event, as looking at a value would wait for the device."""
-        seen = number if _is_at_hand(number) else self._numbers.get(name)
-        self._numbers[name] = number.to("cpu", non_blocking=True)
+        seen = total if _is_at_hand(total) else self._totals.get(name)
+        self._totals[name] = total.to("cpu", non_blocking=True)
         if seen is not None and bool(seen.isnan().tolist()):  # NaN among the weights, or infinities of both signs
             self._raise_on_nan(name, weight)
 
@@ -332,8 +337,9 @@ def _turnover(
 def _renewal(block: Block, *, given: tuple[str, ...], source: Source, shrinkage: float) -> tuple[Tensor, Tensor]:
     operands = dict(zip(given, block.operands, strict=True))
     fresh = functional.fresh_synapses(block.weight, _draw(block), source=source, **_fresh(operands, source))
-    dormant = operands["dormant"]
-    return torch.where(dormant, fresh, block.weight * (1.0 - shrinkage)), dormant.expand_as(block.weight)
+    # a neuron that computes NaN never fires; a NaN stays to be found
+    dormant = operands["dormant"] & ~block.weight.isnan()
+    return torch.where(dormant, fresh, block.weight * (1.0 - shrinkage)), dormant
 
 
 def _draw(block: Block) -> Draw:

@@ -37,8 +37,9 @@ def turnover_mask(weight: Tensor, noise: Noise | Draw, *, dre: float = 8.0, scal
         >>> turnover_mask(torch.tensor([0.0, 9.0]), Noise(), scale=1.0)
         tensor([ True, False])
     """
+    size = weight.abs().to(computing_dtype(weight))
     # exp2: compiled code would store the result of exp in memory, as a mask is read more than once
-    return noise.uniform(weight) < torch.exp2((-dre / math.log(2.0)) * weight.abs() / scale)
+    return noise.uniform(weight) < torch.exp2((-dre / math.log(2.0)) * size / scale)
 
 
 @torch.no_grad()

@@ -52,7 +52,7 @@ def log_numbers(loggers: Iterable[Logger], numbers: Mapping[str, float], step: i
     """
     items = list(numbers.items())
     for logger in loggers:
-        if isinstance(logger, TensorBoardLogger) and type(logger).log_metrics is TensorBoardLogger.log_metrics:
+        if isinstance(logger, TensorBoardLogger) and _takes_tags_as_they_are(logger):
             # as one event: a writer takes as long for one number as for all of them
             values = [Summary.Value(tag=tag, simple_value=number) for tag, number in items]
             logger.experiment._get_file_writer().add_summary(Summary(value=values), step)
@@ -60,6 +60,10 @@ def log_numbers(loggers: Iterable[Logger], numbers: Mapping[str, float], step: i
         size = _MLFLOW_BATCH if isinstance(logger, MLFlowLogger) else max(len(items), 1)
         for first in range(0, len(items), size):
             logger.log_metrics(dict(items[first : first + size]), step=step)
+
+
+def _takes_tags_as_they_are(logger: TensorBoardLogger) -> bool:
+    return type(logger).log_metrics is TensorBoardLogger.log_metrics and not logger._prefix
 
 
 def log_histograms(loggers: Iterable[Logger], histograms: Mapping[str, Histogram], step: int) -> None:

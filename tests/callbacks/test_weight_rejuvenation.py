@@ -195,6 +195,38 @@ def test_nan_is_raised_not_hidden():
         fit(make_model(Poisoned), [WeightRejuvenation(every_n_steps=2)], steps=3)
 
 
+def test_nan_that_silences_a_neuron_is_raised_not_renewed():
+    class Poisoned(MLP):
+        """Goes on training: a neuron that computes NaN never fires."""
+
+        def on_train_batch_start(self, batch, batch_idx):
+            if batch_idx == 1:
+                with torch.no_grad():
+                    self.net[0].weight[3, 3] = float("nan")
+
+        def forward(self, x):
+            return self.net[2:](self.net[1](self.net[0](x)).nan_to_num())
+
+    renewing = WeightRejuvenation(select="activity", every_n_steps=2, dormant_fraction=0.9)
+    with pytest.raises(RuntimeError, match=r"net\.0\.weight contains NaN"):
+        fit(make_model(Poisoned), [renewing], steps=5)
+
+
+def test_an_embedding_of_nothing_but_padding_is_left_out():
+    class Empty(Transformer):
+        def __init__(self, optimizer: str = "sgd") -> None:
+            super().__init__(optimizer)
+            self.nothing = nn.Embedding(1, 8, padding_idx=0)
+
+        def forward(self, x):
+            return super().forward(x) + 0 * self.nothing.weight.sum()
+
+    rejuvenating = WeightRejuvenation(every_n_steps=1, dre=1e-6)
+    fit(make_model(Empty), [rejuvenating], steps=2)
+    assert "nothing.weight" in [synapses.name for synapses in rejuvenating.skipped]
+    assert "embed.weight" in rejuvenating.targets
+
+
 def test_nan_is_raised_at_the_start():
     model = make_model(Wide)
     with torch.no_grad():

@@ -61,6 +61,14 @@ def test_turnover_matches_the_reference(dre, scale, dtype):
     assert_matches(mask, [u < p for u, p in zip(uniforms, probabilities, strict=True)])
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_decides_as_single_precision_does(dtype):
+    weight = random_weight(300, 200).to(dtype)
+    for scale in (1.0, torch.tensor([[1.0]])):
+        mask = turnover_mask(weight, NOISE, dre=3.0, scale=scale)
+        assert torch.equal(mask, turnover_mask(weight.float(), NOISE, dre=3.0, scale=scale))
+
+
 @pytest.mark.parametrize("size", [0.0, 0.1, 0.25, 0.5])
 def test_the_share_of_replaced_synapses_falls_exponentially_with_their_size(size):
     share = turnover_mask(torch.full((MANY,), size), NOISE, dre=8.0, scale=2.0).float().mean().item()

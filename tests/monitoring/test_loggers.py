@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from lightning.pytorch.loggers import CSVLogger, MLFlowLogger, WandbLogger
+from lightning.pytorch.loggers import CSVLogger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.loggers import mlflow as lightning_mlflow
 from lightning.pytorch.loggers import wandb as lightning_wandb
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from bio_lightning import BioMonitor
 from tests.callbacks.test_bio_monitor import Recorder
@@ -198,3 +199,13 @@ def test_other_loggers_get_numbers_alone():
     assert all(type(value) is float and not np.isinf(value) for row in numbers.values() for value in row.values())
     assert {tag.split("/")[2] for tag in numbers[2]} == {"rank_stable", "rank_effective", "input_rank_stable",
                                                         "input_rank_effective"}  # fmt: skip
+
+
+def test_tensorboard_puts_its_prefix_in_front(tmp_path):
+    logger = TensorBoardLogger(tmp_path, name="run", version=0, prefix="first")
+    fit(make_model("MLP"), [BioMonitor()], steps=1, logger=logger, log_every_n_steps=1)
+    logger.experiment.close()
+    events = EventAccumulator(logger.log_dir)
+    events.Reload()
+    assert "first-bio/weights/balance/overall" in events.Tags()["scalars"]
+    assert "bio/weights/balance/overall" not in events.Tags()["scalars"]
