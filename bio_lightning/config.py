@@ -181,8 +181,8 @@ def migrate(source: Any) -> tuple[dict[str, Any], list[str]]:
     """
     given = _read(source)
     if not predecessor.is_predecessor(given):
-        names = ", ".join(map(str, given))
-        raise BioConfigError("source", names, "a configuration of pytorch-bio-transformations, as in base_lr: 0.1")
+        allowed = "a configuration of pytorch-bio-transformations, as in base_lr: 0.1"
+        raise BioConfigError("source", ", ".join(map(str, given)), allowed, predecessor.nearest_field(given))
     old, sections, notes = _translated(given)
     _merged_as_written(old, sections, {})
     plain: dict[str, Any] = _unmarked(sections)

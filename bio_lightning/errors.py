@@ -46,11 +46,12 @@ class SynapseWarning(UserWarning):
 
 
 def nearest_name(name: str, names: Iterable[str]) -> str | None:
-    """The most similar of ``names``, or None when none is similar.
+    """The most similar of ``names``, whatever their case, or None when none is similar.
 
     Example:
         >>> nearest_name("cristallization", ["crystallization", "dales_principle"])
         'crystallization'
     """
-    matches = difflib.get_close_matches(str(name), list(names), n=1, cutoff=0.6)
-    return matches[0] if matches else None
+    by_sound = {each.casefold(): each for each in names}
+    matches = difflib.get_close_matches(str(name).casefold(), by_sound, n=1, cutoff=0.6)
+    return by_sound[matches[0]] if matches else None

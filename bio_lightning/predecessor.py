@@ -111,6 +111,11 @@ def is_predecessor(given: Mapping[str, Any]) -> bool:
     return any(name in _FIELDS for name in given)
 
 
+def nearest_field(given: Mapping[str, Any]) -> str | None:
+    """The field that one of some names was probably meant for."""
+    return next((field for name in given if (field := nearest_name(name, _FIELDS))), None)
+
+
 def translate(given: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """Translate a configuration with the predecessor's field names.
 

@@ -221,6 +221,7 @@ def select(
     exclude: Sequence[str],
     kinds: frozenset[Kind] = ALL_KINDS,
     owner: str = "",
+    key: str = "include",
 ) -> tuple[list[Synapses], list[Synapses]]:
     """The synapses that a mechanism acts on.
 
@@ -230,6 +231,7 @@ def select(
         exclude: Patterns to leave out again.
         kinds: Kinds of layers that the mechanism acts on.
         owner: Who asks, for error messages.
+        key: Where the patterns in ``include`` come from, likewise.
 
     Returns:
         Selected synapses, and those that the patterns name but the mechanism does not act on.
@@ -238,19 +240,21 @@ def select(
         BioConfigError: A pattern matches nothing, or ``include`` names only layers that the mechanism skips.
     """
     included, excluded = _matching(include, synapses.values()), _matching(exclude, synapses.values())
-    for key, matches in (("include", included), ("exclude", excluded)):
+    prefix = f"{owner}." if owner else ""
+    for given, matches in ((key, included), ("exclude", excluded)):
         for pattern, matched in matches.items():
             if not matched:
                 known = "a pattern that matches one of " + (", ".join(synapses) or "(the model has no synapses)")
-                path = f"{owner}.{key}" if owner else key
-                raise BioConfigError(path, pattern, known, nearest_name(pattern, synapses))
+                raise BioConfigError(prefix + given, pattern, known, nearest_name(pattern, synapses))
     left_out = {s.name for matched in excluded.values() for s in matched}
     named = {s.name: s for matched in included.values() for s in matched if s.name not in left_out}
     ordered = [s for name, s in synapses.items() if name in named]
     chosen = [s for s in ordered if s.kind in kinds]
+    if left_out and not ordered:
+        names = ", ".join(dict.fromkeys(s.name for matched in included.values() for s in matched))
+        raise BioConfigError(f"{prefix}exclude", tuple(exclude), f"patterns that leave at least one of {names}")
     if not chosen:
-        path = f"{owner}.include" if owner else "include"
-        reason = f"patterns that name at least one layer of kind {', '.join(sorted(kinds))}"
-        named_only = ", ".join(f"{s.name} ({s.kind})" for s in ordered) or "nothing"
-        raise BioConfigError(path, tuple(include), f"{reason}; these name only {named_only}")
+        allowed = f"patterns that name at least one layer of kind {', '.join(sorted(kinds))}"
+        only = ", ".join(f"{s.name} ({s.kind})" for s in ordered)
+        raise BioConfigError(prefix + key, tuple(include), f"{allowed}; these name only {only}" if only else allowed)
     return chosen, [s for s in ordered if s.kind not in kinds]

@@ -16,13 +16,15 @@ from pathlib import Path
 
 import lightning.pytorch as pl
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from bio_lightning import BioConfigError, bio_callbacks, fold
+from bio_lightning import BioConfigError, WeightSplitting, bio_callbacks, fold
 from data import Images, load
 from models import Classifier
+from options import positive_integer
 from runs import evaluate
 
 __all__ = ["OutputsAtStart", "main"]
@@ -50,24 +52,27 @@ class OutputsAtStart(pl.Callback):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; 0 for success, 2 for what the user can put right."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("overrides", nargs="*", help="settings, such as fuzzy_learning_rates.nu=0.3")
-    parser.add_argument("--gamma", type=int, default=3, help="synapses per connection (default: %(default)s)")
-    parser.add_argument("--epochs", type=int, default=10, help="of either training (default: %(default)s)")
-    parser.add_argument("--out", type=Path, default=Path("runs/finetune"), help="folder (default: %(default)s)")
+    add = parser.add_argument
+    add("overrides", nargs="*", help="settings, such as fuzzy_learning_rates.nu=0.3")
+    add("--gamma", type=positive_integer, default=3, help="synapses per connection (default: %(default)s)")
+    add("--epochs", type=positive_integer, default=10, help="of either training (default: %(default)s)")
+    add("--out", type=Path, default=Path("runs/finetune"), help="folder (default: %(default)s)")
     args = parser.parse_intermixed_args(arguments)
     config = {
         "weight_splitting": {"enabled": True, "gamma": args.gamma},
         "fuzzy_learning_rates": {"enabled": True},  # the synapses of a connection differ in how fast they learn
         "bio_monitor": {"enabled": True},
     }
-    try:
-        callbacks = bio_callbacks(config, args.overrides)
-    except BioConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
     torch.set_num_threads(1)  # the network is too small to gain by more
     pl.seed_everything(0, verbose=False)
-    _finetune(callbacks, args)
+    try:
+        callbacks = bio_callbacks(config, args.overrides)
+        if not any(isinstance(each, WeightSplitting) and each.mode == "synapses" for each in callbacks):
+            raise BioConfigError("overrides", args.overrides, "those that leave weight_splitting on, in mode synapses")
+        _finetune(callbacks, args)
+    except (OSError, BioConfigError, MisconfigurationException) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
     return 0
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import copy
 import itertools
-import math
 import shutil
 import sys
 from collections.abc import Sequence
@@ -24,6 +23,7 @@ from bio_lightning import BioConfigError, BioMonitor, bio_callbacks, load_config
 from bio_lightning.config import presets
 from data import Images, load
 from models import LEARNING_RATES, NETWORKS
+from options import positive_integer, positive_number
 from report import save_figure, table
 from runs import Run, Settings, train
 
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _refuse(error)
     try:
         plain, bio = _train_pairs(args, images, config, folder)
-    except (BioConfigError, MisconfigurationException) as error:  # the config does not suit the network
+    except (OSError, BioConfigError, MisconfigurationException) as error:  # say, the config does not suit the network
         shutil.rmtree(folder / "bio", ignore_errors=True)
         return _refuse(error)
     result = table(plain, bio)
@@ -90,22 +90,6 @@ def _title(args: argparse.Namespace) -> str:
     return f"{args.data}, {args.model}, config {Path(args.config).stem} ({count})"
 
 
-def positive_integer(text: str) -> int:
-    """Type of an option."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not positive")
-    return value
-
-
-def positive_number(text: str) -> float:
-    """Type of an option."""
-    value = float(text)
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{value} is not positive and finite")
-    return value
-
-
 def _refuse(error: Exception) -> int:
     print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
     return 2
@@ -132,11 +116,18 @@ def _train_pairs(
     OmegaConf.save(config, folder / "config.yaml")
     plain, bio = [], []
     for seed in range(args.seeds):
-        callbacks = bio_callbacks(config, [f"seed={config.seed + seed}"])
+        callbacks = bio_callbacks(config, _seeds(config, seed))
         bio.append(train(settings, images, callbacks, seed, folder, "bio"))  # first, since it alone can be refused
         monitor = [copy.copy(callback) for callback in callbacks if isinstance(callback, BioMonitor)]  # changes no bit
         plain.append(train(settings, images, monitor, seed, folder, "plain"))
     return plain, bio
+
+
+def _seeds(config: DictConfig, offset: int) -> list[str]:
+    """Overrides that give a pair seeds of its own, also sections that have one already."""
+    sections = [name for name, section in config.items() if isinstance(section, DictConfig) and section.enabled]
+    own = [f"{name}.seed={config[name].seed + offset}" for name in sections if "seed" in config[name]]
+    return [f"seed={config.seed + offset}", *own]
 
 
 if __name__ == "__main__":

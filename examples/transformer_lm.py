@@ -22,6 +22,7 @@ from torch.nn.functional import cross_entropy, scaled_dot_product_attention
 from torch.utils.data import DataLoader
 
 from bio_lightning import BioConfigError, bio_callbacks
+from options import positive_integer
 
 __all__ = ["Block", "CharacterGPT", "counted_loss", "main"]
 
@@ -136,7 +137,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("overrides", nargs="*", help="settings of the config, such as fuzzy_learning_rates.nu=0.3")
     parser.add_argument("--config", default="default", help="preset or path of a YAML file (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=800, help="optimizer steps (default: %(default)s)")
+    parser.add_argument("--steps", type=positive_integer, default=800, help="optimizer steps (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("runs/transformer-lm"), help="folder of the TensorBoard log")
     args = parser.parse_intermixed_args(arguments)
     try:

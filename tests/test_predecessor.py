@@ -375,3 +375,9 @@ def test_volume_rule_gives_the_predecessors_factor():
     part = volume.part(None, NamedTuple("Weight", [("name", str)])("w"), 0)
     factor = Plasticity().factor([part], weight)
     assert torch.allclose(factor, expected)
+
+
+def test_a_lone_misspelt_field_has_a_near_miss():
+    for name in ("base_lrr", "Base_lr"):
+        with pytest.raises(BioConfigError, match=f"got '{name}'; allowed: .*Did you mean 'base_lr'"):
+            config_module.migrate({name: 0.1})

@@ -134,6 +134,19 @@ def test_unsupported_kinds_are_skipped_and_alone_an_error():
         select(synapses, ("embed*",), (), NEURON_KINDS, "synaptic_scaling")
 
 
+def test_errors_name_the_key_whose_patterns_leave_nothing():
+    with pytest.raises(
+        BioConfigError, match=r"volume\.exclude: got \('\*',\); allowed: .* at least one of net\.0\.weight"
+    ):
+        chosen(CNN(), ("net.0", "net.3"), ("*",), owner="volume")
+    with pytest.raises(
+        BioConfigError, match=r"volume\.include: got \(\); allowed: patterns that name at least .*(?<!only )$"
+    ):
+        chosen(CNN(), (), owner="volume")
+    with pytest.raises(BioConfigError, match=r"dale\.shared: got 'nowhere'; allowed: "):
+        chosen(CNN(), ("nowhere",), owner="dale", key="shared")
+
+
 @pytest.mark.parametrize("pattern", ["net.0.bias", "net.1*", "Net.0", "conv"])
 def test_pattern_that_matches_no_synapse_lists_them(pattern):
     model = nn.ModuleDict({"net": nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))})

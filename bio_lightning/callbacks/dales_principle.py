@@ -67,6 +67,8 @@ class DalesPrinciple(ScheduledMechanism):
         super().__post_init__()
         free = not self.shared or self.axis == "presynaptic"
         require(free, "shared", self.shared, "an empty list with axis: postsynaptic, as no two layers feed one neuron")
+        mixed = not self.balanced or 0 < self.excitatory_fraction < 1
+        require(mixed, "excitatory_fraction", self.excitatory_fraction, "a number in (0, 1) with balanced: true")
 
     def choose_targets(self, session: Session) -> None:
         """Choose the targets, without those that read the model's input."""
@@ -181,7 +183,7 @@ class DalesPrinciple(ScheduledMechanism):
         """Group of every weight that shares signs by configuration."""
         groups: dict[str, tuple[str, ...]] = {}
         for patterns in self.shared:
-            members, _ = select(session.synapses, patterns, (), self.kinds, f"{self.name}.shared")
+            members, _ = select(session.synapses, patterns, (), self.kinds, self.name, key="shared")
             names = tuple(member.name for member in members)
             sizes = {member.name: member.presynaptic_neurons for member in members}
             if len(set(sizes.values())) > 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -87,6 +88,8 @@ class WeightRejuvenation(ScheduledMechanism):
         for name, synapses in list(self.targets.items()):
             if synapses.padding_row is not None and synapses.shape[0] == 1:  # an embedding without a synapse
                 self.skipped.append(self.targets.pop(name))
+        by_module = {synapses.module_name: synapses for synapses in session.synapses.values()}
+        self._check_readers(by_module)
         if self.select == "activity":
             for name, synapses in list(self.targets.items()):
                 if synapses.module_name in session.architecture.outputs:
@@ -95,7 +98,7 @@ class WeightRejuvenation(ScheduledMechanism):
                 raise BioConfigError(
                     f"{self.name}.include", self.include, "patterns that name a layer other than the output layer"
                 )
-            self._find_readers(session)
+            self._find_readers(session, by_module)
 
     def start(self, session: Session, synapses: Synapses) -> None:
         """Remember the layer's initial distribution."""
@@ -256,15 +259,17 @@ class WeightRejuvenation(ScheduledMechanism):
             born = session.store.get(reader.name, {}).get("born")  # a silenced synapse is not replaced
             session.plasticity.change(reader, change, [one for one in kept if one.tensor is not born])
 
-    def _find_readers(self, session: Session) -> None:
-        """Who reads each target's neurons: as given, else as traced, else nobody."""
-        by_module = {synapses.module_name: synapses for synapses in session.synapses.values()}
+    def _check_readers(self, by_module: Mapping[str, Synapses]) -> None:
+        """Whether there are the layers that ``readers`` names; also where ``magnitude`` reads none of them."""
         known = ", ".join(by_module)
         for layer, given in self.readers.items():
             for key in (layer, *given):
                 if key not in by_module:
                     allowed = f"names of layers: {known}"
                     raise BioConfigError(f"{self.name}.readers", key, allowed, nearest_name(key, by_module))
+
+    def _find_readers(self, session: Session, by_module: Mapping[str, Synapses]) -> None:
+        """Who reads each target's neurons: as given, else as traced, else nobody."""
         for name, synapses in self.targets.items():
             traced = session.architecture.readers.get(synapses.module_name)
             if synapses.module_name in self.readers:

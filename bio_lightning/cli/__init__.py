@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -44,6 +45,9 @@ def main(given: Sequence[str] | None = None) -> int:
             warnings.simplefilter("default", UserWarning)
             warnings.showwarning = _show_warning
             _call(command, dict(parsed[parsed.command]))
+            sys.stdout.flush()
+    except BrokenPipeError:  # whoever reads has seen enough, as in "| head"
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (OSError, ValueError, RuntimeError, MisconfigurationException) as error:
         return _refuse(" ".join(str(error).split()))
     return 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -46,10 +47,11 @@ def find_runs(folders: Iterable[str | os.PathLike[str]]) -> list[Run]:
         BioConfigError: A folder does not exist, or holds no event files.
     """
     found: dict[Path, None] = {}
-    for folder in map(Path, folders):
-        if not folder.is_dir():
-            raise BioConfigError("LOGDIR", str(folder), "a folder that exists")
-        below = sorted({path.parent.resolve() for path in folder.rglob(_PATTERN)})
+    for given in folders:
+        folder = Path(given)
+        if not os.fspath(given) or not folder.is_dir():
+            raise BioConfigError("LOGDIR", os.fspath(given), "a folder that exists")
+        below = sorted({path.parent.resolve() for path in folder.rglob(_PATTERN) if path.is_file()})
         if not below:
             raise BioConfigError("LOGDIR", str(folder), f"a folder with TensorBoard's event files, {_PATTERN}")
         found.update(dict.fromkeys(below))
@@ -68,6 +70,10 @@ def _read(path: Path, name: str) -> Run:
     sizes = {event_accumulator.SCALARS: _POINTS, event_accumulator.IMAGES: 1, event_accumulator.TENSORS: _POINTS}
     events: Any = event_accumulator.EventAccumulator(str(path), size_guidance=sizes)
     events.Reload()
+    try:
+        events.FirstEventTimestamp()  # also a run that logged nothing has one
+    except ValueError:
+        warnings.warn(f"{path}: no event can be read there, the files are empty or damaged", UserWarning, stacklevel=2)
     tags = events.Tags()
     series = {tag: events.Scalars(tag) for tag in sorted(tags["scalars"])}
     times = [event.wall_time for points in series.values() for event in points]

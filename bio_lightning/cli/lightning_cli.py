@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from argparse import SUPPRESS
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -29,9 +30,13 @@ class _BioArgumentParser(LightningArgumentParser):
         flags = sys.argv[1:] if args is None else list(args)
         for flag, following in zip(flags, [*flags[1:], None], strict=True):
             option, equals, value = flag.partition("=")
+            text = value if equals else following
+            if option == "--bio" and not Path(str(text)).is_file():
+                self.error(f"bio: got {text!r}; allowed: a YAML file; a preset is chosen by --bio.preset={text}")
             section, _, key = option.removeprefix("--bio.").partition(".")
-            if option.startswith("--bio.") and (key or section not in REGISTRY):
-                text = value if equals else following
+            if option.startswith("--bio.") and section in REGISTRY and not key:
+                self.error(f"bio.{section}: got {text!r}; allowed: its keys, as in --bio.{section}.enabled=false")
+            if option.startswith("--bio."):
                 self._refuse_unknown({section: {key: text} if key else text})
         return super().parse_args(args, *rest, **options)
 
@@ -62,8 +67,8 @@ class BioCLI(LightningCLI):
             from bio_lightning.cli.lightning_cli import BioCLI
             BioCLI(Classifier, Images)
 
-            python main.py fit --config config.yaml --bio.dales_principle.enabled=true
-            python main.py fit --config config.yaml --bio.preset=default --bio.crystallization.enabled=false
+            python main.py fit --config callbacks.yaml --bio.dales_principle.enabled=true
+            python main.py fit --config callbacks.yaml --bio.preset=default --bio.crystallization.enabled=false
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:
@@ -76,10 +81,16 @@ class BioCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """Add the callbacks that ``bio`` switches on to those of the Trainer."""
-        listed = self._get(self.config_init, "trainer")["callbacks"] or []
-        return super().instantiate_trainer(
-            callbacks=[*(listed if isinstance(listed, list) else [listed]), *self._bio_callbacks()], **kwargs
-        )
+        callbacks = self._get(self.config_init, "trainer")["callbacks"] or []
+        listed = list(callbacks) if isinstance(callbacks, list) else [callbacks]
+        ours = self._bio_callbacks()
+        for callback in ours:
+            if callback.state_key in {each.state_key for each in listed}:
+                self._parser(self.subcommand).error(
+                    f"bio: {type(callback).__name__} is on here and in trainer.callbacks; switch it off in one place,"
+                    " or let both include layers of their own"
+                )
+        return super().instantiate_trainer(callbacks=[*listed, *ours], **kwargs)
 
     def _bio_callbacks(self) -> list[pl.Callback]:
         sections = _sections(self._get(self.config, "bio"))

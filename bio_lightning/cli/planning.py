@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import inspect
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ def load_model(named: str) -> pl.LightningModule:
             searched, too.
 
     Raises:
-        BioConfigError: There is none.
+        BioConfigError: There is none, or what the user's code raises on the way to it.
 
     Example:
         >>> type(load_model("lightning.pytorch.demos.boring_classes:BoringModel")).__name__
@@ -49,11 +50,7 @@ def load_model(named: str) -> pl.LightningModule:
         nearest = nearest_name(name, models)
         raise BioConfigError(_MODEL, named, allowed, nearest and f"{module_name}:{nearest}")
     found = getattr(module, name)
-    try:
-        model = found() if callable(found) and not isinstance(found, pl.LightningModule) else found
-    except TypeError as error:
-        allowed = f"what can be called without arguments ({error}); a function that gives the model will do"
-        raise BioConfigError(_MODEL, named, allowed) from None
+    model = _made(found, named) if callable(found) and not isinstance(found, pl.LightningModule) else found
     if not isinstance(model, pl.LightningModule):
         raise BioConfigError(_MODEL, named, f"a LightningModule, not {type(model).__name__}")
     return model
@@ -71,7 +68,8 @@ def plan_of(model: pl.LightningModule, callbacks: Sequence[BioCallback]) -> str:
     """
     session = Session(model, callbacks)
     if is_overridden("configure_model", model, pl.LightningModule):
-        model.configure_model()
+        with _users_code(type(model).__name__, "a model that can configure itself"):
+            model.configure_model()
     for mechanism in session.mechanisms:
         if isinstance(mechanism, WeightSplitting):
             mechanism.split(model, agree(session.mechanisms).forward_order)
@@ -80,18 +78,43 @@ def plan_of(model: pl.LightningModule, callbacks: Sequence[BioCallback]) -> str:
     return plan_table(session)
 
 
+def _made(make: Callable[[], Any], named: str) -> Any:
+    try:
+        inspect.signature(make).bind()
+    except TypeError as error:
+        allowed = f"what can be called without arguments ({error}); a function that gives the model will do"
+        raise BioConfigError(_MODEL, named, allowed) from None
+    with _users_code(named, "a model that can be made"):
+        return make()
+
+
+@contextlib.contextmanager
+def _users_code(named: str, allowed: str) -> Iterator[None]:
+    """Where anything may be raised."""
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        raise BioConfigError(_MODEL, named, f"{allowed} ({type(error).__name__}: {error})") from error
+
+
 def _imported(module_name: str, named: str) -> Any:
+    if module_name.endswith(".py") or not all(map(str.isidentifier, module_name.split("."))):
+        dotted = module_name.removeprefix("./").removesuffix(".py").replace("/", ".")
+        nearest = f"{dotted}:{named.partition(':')[2]}" if all(map(str.isidentifier, dotted.split("."))) else None
+        raise BioConfigError(_MODEL, named, "module:Class, the module as one imports it", nearest)
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.insert(0, here)
     try:
-        return importlib.import_module(module_name)
-    except ImportError as error:
-        missing = isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(f"{error.name}.")
-        files = [path.stem for path in Path.cwd().glob("*.py")] if missing else []
-        allowed = "a module that can be imported from here" if missing else f"a module that can be imported ({error})"
-        nearest = nearest_name(module_name, files)
-        raise BioConfigError(_MODEL, named, allowed, nearest and f"{nearest}:{named.partition(':')[2]}") from None
+        with _users_code(named, "a module that can be imported"):
+            return importlib.import_module(module_name)
+    except BioConfigError as refused:
+        missing = refused.__cause__
+        if not isinstance(missing, ModuleNotFoundError) or not f"{module_name}.".startswith(f"{missing.name}."):
+            raise
+    nearest = nearest_name(module_name, [path.stem for path in Path.cwd().glob("*.py")])
+    allowed = "a module that can be imported from here"
+    raise BioConfigError(_MODEL, named, allowed, nearest and f"{nearest}:{named.partition(':')[2]}")
 
 
 def _is_model_class(value: Any) -> bool:

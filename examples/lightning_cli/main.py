@@ -1,7 +1,7 @@
 """A LightningCLI app whose synapses are switched in YAML and by flags.
 
     cd examples/lightning_cli
-    python main.py fit --config config.yaml --trainer.callbacks+=bio_lightning.Crystallization
+    python main.py fit --config callbacks.yaml --trainer.callbacks+=bio_lightning.Crystallization
     python main.py fit --config bio.yaml --bio.crystallization.enabled=false
 
 The first file lists each mechanism by ``class_path`` among the Trainer's callbacks, for which LightningCLI itself will

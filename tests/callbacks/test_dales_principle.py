@@ -107,8 +107,14 @@ def test_start_keeps_magnitudes():
 
 @pytest.mark.parametrize("fraction", [0.0, 1.0])
 def test_balance_needs_excitation_and_inhibition(fraction):
+    with pytest.raises(BioConfigError, match=r"excitatory_fraction: got .*a number in \(0, 1\) with balanced: true"):
+        DalesPrinciple(balanced=True, excitatory_fraction=fraction)
+
+
+def test_balance_needs_both_kinds_of_neurons_in_a_layer():
+    few = DalesPrinciple(balanced=True, excitatory_fraction=1e-6)
     with pytest.raises(BioConfigError, match=r"dales_principle\.balanced.*excitatory and inhibitory"):
-        fit(make_model("MLP"), [DalesPrinciple(balanced=True, excitatory_fraction=fraction)])
+        fit(make_model("MLP"), [few])
 
 
 def test_input_layer_and_rows():

@@ -232,6 +232,19 @@ class Classifier(pl.LightningModule):
 def small():
     return Classifier(4)
 
+def careless():
+    return {}["width"]
+
+def leaving():
+    raise SystemExit(3)
+
+def confused():
+    return len(3)
+
+class Late(pl.LightningModule):
+    def configure_model(self):
+        raise KeyError("layers")
+
 number = 3
 """
 
@@ -241,10 +254,12 @@ def project(tmp_path, monkeypatch):
     """A working directory with a module of models."""
     (tmp_path / "project_models.py").write_text(MODELS, encoding="utf-8")
     (tmp_path / "broken_models.py").write_text("import nowhere_at_all\n", encoding="utf-8")
+    (tmp_path / "misspelt_models.py").write_text("def (\n", encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
     yield tmp_path
-    sys.modules.pop("project_models", None)
+    for name in ("project_models", "misspelt_models"):
+        sys.modules.pop(name, None)
 
 
 def test_plan_takes_a_function_and_optimizers_that_need_a_trainer(capsys, project):
@@ -263,12 +278,35 @@ def test_plan_takes_a_function_and_optimizers_that_need_a_trainer(capsys, projec
         ("broken_models:Classifier", ["No module named 'nowhere_at_all'"]),
         ("project_models:Classifier", ["called without arguments", "width", "a function"]),
         ("project_models:number", ["a LightningModule, not int"]),
+        ("./project_models:small", ["as one imports it", "Did you mean 'project_models:small'?"]),
+        ("project_models.py:small", ["as one imports it", "Did you mean 'project_models:small'?"]),
+        ("..:small", ["as one imports it"]),
+        ("misspelt_models:small", ["can be imported", "SyntaxError"]),
+        ("project_models:careless", ["can be made", "KeyError: 'width'"]),
+        ("project_models:leaving", ["can be made", "SystemExit: 3"]),
+        ("project_models:confused", ["can be made", "TypeError: object of type 'int' has no len()"]),
     ],
 )
 def test_plan_refuses_a_model_that_is_none(capsys, project, named, parts):
     message = refuse(capsys, "plan", "default", "--model", named)
     assert f"--model: got '{named}'" in message
     assert [part for part in parts if part not in message] == []
+
+
+def test_plan_refuses_a_model_that_cannot_configure_itself(capsys, project):
+    message = refuse(capsys, "plan", "default", "--model", "project_models:Late")
+    assert "--model: got 'Late'; allowed: a model that can configure itself (KeyError: 'layers')" in message
+
+
+def test_a_reader_that_has_seen_enough_is_no_error():
+    """As in ``bio-lightning show all | head -1``."""
+    command = [sys.executable, "-m", "bio_lightning.cli", "show", "all"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        assert process.stderr is not None
+        assert process.stderr.read() == ""
+    assert process.returncode == 0
 
 
 def test_plan_refuses_what_does_not_suit_the_model(capsys):

@@ -181,11 +181,25 @@ def test_folders_without_runs_are_refused(tmp_path, capsys):
     for words, part in (
         (["report", nowhere], f"LOGDIR: got {nowhere!r}; allowed: a folder that exists"),
         (["report", str(tmp_path)], "a folder with TensorBoard's event files, events.out.tfevents.*"),
+        (["report", ""], "LOGDIR: got ''; allowed: a folder that exists"),
         (["report"], "LOGDIR: got None; allowed: at least one folder"),
     ):
         assert main(words) == 2
         assert part in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("content", [b"", b"hello world", bytes(range(256)) * 4])
+def test_files_without_an_event_are_warned_of(tmp_path, content):
+    for name in ("whole", "broken", "folders/events.out.tfevents.folder"):
+        (tmp_path / name).mkdir(parents=True)
+    with SummaryWriter(tmp_path / "whole") as writer:
+        writer.add_scalar("loss", 1.0, 1)
+    (tmp_path / "broken" / "events.out.tfevents.1.here").write_bytes(content)
+    with pytest.warns(UserWarning, match="broken: no event can be read there"):
+        runs = find_runs([tmp_path])
+    assert [run.name for run in runs] == ["broken", "whole"]
+    assert runs[1].scalars == {"loss": [(1, 1.0)]}
 
 
 def test_line_runs_from_corner_to_corner_and_has_gaps():

@@ -39,7 +39,7 @@ def lightning_cli(folder, config, *flags) -> subprocess.CompletedProcess:
     ("config", "flag", "expected"),
     [
         (
-            "config.yaml",
+            "callbacks.yaml",
             "--trainer.callbacks+=bio_lightning.Crystallization",
             {"fuzzy_learning_rates", "weight_rejuvenation", "crystallization"},
         ),

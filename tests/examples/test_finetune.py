@@ -43,6 +43,28 @@ def test_unequal_outputs_are_an_error():
             finetune._assert_equal("another", outputs, other)
 
 
-def test_mistake_in_an_override(capsys):
-    assert finetune.main(["--gamma", "0"]) == 2
-    assert "error: weight_splitting.gamma: got 0" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["weight_splitting.gamma=0"], "weight_splitting.gamma: got 0"),
+        (["weight_splitting.mode=grouped"], "leave weight_splitting on, in mode synapses"),
+        (["weight_splitting.enabled=false"], "leave weight_splitting on, in mode synapses"),
+        (["weight_splitting.include=nowhere", "--epochs", "1"], "weight_splitting.include: got 'nowhere'"),
+    ],
+)
+def test_mistakes_in_overrides(tmp_path, capsys, words, said):
+    assert finetune.main([*words, "--out", str(tmp_path)]) == 2
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["--epochs", "0"], ["--epochs", "-1"], ["--gamma", "0"]])
+def test_mistakes_in_options(capsys, words):
+    with pytest.raises(SystemExit):
+        finetune.main(words)
+    assert "is not positive" in capsys.readouterr().err
+
+
+def test_a_folder_that_is_a_file(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    assert finetune.main(["--epochs", "1", "--out", str(tmp_path / "file")]) == 2
+    assert capsys.readouterr().err.startswith("error: ")

@@ -86,7 +86,7 @@ OTHERS = [{"class_path": "LearningRateMonitor"}, {"class_path": "EarlyStopping",
 @pytest.fixture
 def start(monkeypatch, tmp_path):
     """Starts the app of the example, up to its Trainer."""
-    app = yaml.safe_load((EXAMPLES / "lightning_cli" / "config.yaml").read_text(encoding="utf-8"))
+    app = yaml.safe_load((EXAMPLES / "lightning_cli" / "callbacks.yaml").read_text(encoding="utf-8"))
 
     def start(callbacks, *flags, bio=None, cli=BioCLI):
         config = {**app, "trainer": {"max_epochs": 7, "callbacks": OTHERS + callbacks}}
@@ -165,6 +165,12 @@ def test_one_flag_with_a_class_path(start, section, cli):
         ),
         (["--bio.prest=paper"], r"bio: prest: got 'paper'; allowed: preset, seed, .*\. Did you mean 'preset'?"),
         (["--bio.floor=0.1"], r"bio: floor: got '0.1'; .*\. Did you mean 'crystallization.floor'?"),
+        (
+            ["--bio.crystallization=null"],
+            r"bio.crystallization: got 'null'; allowed: .* --bio.crystallization.enabled=",
+        ),
+        (["--bio=paper"], r"bio: got 'paper'; allowed: a YAML file; a preset is chosen by --bio.preset=paper"),
+        (["--bio", "paper"], r"bio: got 'paper'; allowed: a YAML file; a preset is chosen by --bio.preset=paper"),
     ],
 )
 def test_error_of_the_command_line(start, capsys, flags, message):
@@ -193,6 +199,17 @@ def test_error_in_a_file(monkeypatch, capsys, tmp_path, bio, message, command):
         BioCLI(Classifier, ImageData, run=bool(command))
     assert caught.value.code == 2
     assert re.search(f"^error: bio: {message}", capsys.readouterr().err, re.MULTILINE)
+
+
+def test_one_callback_in_two_places_is_an_error(start, capsys):
+    twice = entry("crystallization")
+    with pytest.raises(SystemExit) as caught:
+        start([twice], "--bio.crystallization.enabled=true")
+    assert caught.value.code == 2
+    assert "bio: Crystallization is on here and in trainer.callbacks" in capsys.readouterr().err
+    elsewhere = ("--bio.crystallization.enabled=true", "--bio.crystallization.include=network.output")
+    both = start([twice], *elsewhere).trainer.callbacks
+    assert [type(callback).__name__ for callback in both].count("Crystallization") == 2
 
 
 def test_error_in_a_file_under_bio(start, capsys, tmp_path):
@@ -305,7 +322,7 @@ def cfg(tmp_path):
     """A configuration as the template composes it, with all our callbacks among others."""
     config = yaml.safe_load((EXAMPLES / "hydra" / "configs" / "train.yaml").read_text(encoding="utf-8"))
     ours = {section: {"_target_": f"bio_lightning.{callback.__name__}"} for section, callback in REGISTRY.items()}
-    ours["weight_rejuvenation"]["readers"] = {"net.1": ["net.3"]}
+    ours["weight_rejuvenation"]["readers"] = {"network.hidden1": ["network.hidden2"]}
     others = {"model_checkpoint": {"_target_": "lightning.pytorch.callbacks.ModelCheckpoint", "save_last": True}}
     loggers = {"csv": {"_target_": "lightning.pytorch.loggers.CSVLogger", "save_dir": str(tmp_path)}}
     trainer = {**config["trainer"], "default_root_dir": str(tmp_path), "max_steps": 2, "log_every_n_steps": 1}

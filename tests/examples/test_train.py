@@ -15,7 +15,8 @@ import data
 import report
 import runs
 import train
-from bio_lightning import load_config
+from bio_lightning import bio_callbacks, load_config
+from bio_lightning.callbacks import Mechanism
 
 RNG = np.random.default_rng(0)
 QUICK = ("--epochs", "1", "--batch-size", "128")
@@ -242,6 +243,21 @@ def test_one_line_for_what_the_user_can_put_right(tmp_path, monkeypatch, capsys,
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1
     assert re.match(message, lines[0])
+
+
+def test_a_folder_that_is_a_file(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    assert train.main([*QUICK, "--out", str(tmp_path / "file")]) == 2
+    assert capsys.readouterr().err.startswith("error: ")
+
+
+def test_pairs_have_seeds_of_their_own_also_in_sections_that_set_one():
+    config = load_config("none", ["crystallization.enabled=true", "crystallization.seed=5",
+                                  "fuzzy_learning_rates.enabled=true", "seed=1"])  # fmt: skip
+    for pair in (0, 1):
+        callbacks = bio_callbacks(config, train._seeds(config, pair))
+        seeds = {callback.name: callback.seed for callback in callbacks if isinstance(callback, Mechanism)}
+        assert seeds == {"fuzzy_learning_rates": 1 + pair, "crystallization": 5 + pair}
 
 
 def test_a_refused_run_leaves_no_log(tmp_path):
