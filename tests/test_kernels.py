@@ -178,14 +178,20 @@ def test_without_a_compiler_the_eager_way_is_taken(monkeypatch):
 def test_auto_compiles_large_models_in_long_runs(monkeypatch):
     from bio_lightning import settings
 
-    model, crystal = make_model("MLP"), Crystallization()
-    fit(model, [crystal], max_steps=1000)
-    assert not crystal.session.plasticity.compiled
-    monkeypatch.setattr(settings, "_MANY_WEIGHTS", 100)
-    for steps, expected in ((3, False), (1000, True)):
+    model = make_model("MLP")
+    weights = sum(weight.numel() for name, weight in weights_of(model).items() if "weight" in name)
+    for worth, arguments, expected in (
+        (settings._WORTH, {"max_steps": 10**6}, False),
+        (weights * 1000, {"max_steps": 999}, False),
+        (weights * 1000, {"max_steps": 1000}, True),
+        (weights * settings._USUAL_STEPS, {"max_epochs": 1}, True),
+        (weights * settings._USUAL_STEPS + 1, {"max_epochs": 1}, False),
+        (0, {"fast_dev_run": True}, False),
+    ):
+        monkeypatch.setattr(settings, "_WORTH", worth)
         crystal = Crystallization(start_step=10**6)
-        fit(copy.deepcopy(model), [crystal], max_steps=steps)
-        assert crystal.session.plasticity.compiled == expected
+        fit(copy.deepcopy(model), [crystal], **{"steps": 2, "max_steps": -1, **arguments})
+        assert crystal.session.plasticity.compiled == expected, (worth, arguments)
 
 
 @pytest.mark.parametrize(("dtype", "size"), [("float32", 4), ("bfloat16", 2)])
