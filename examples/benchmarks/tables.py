@@ -258,9 +258,10 @@ def memory(setup: Setup) -> Table | None:
     layers = (1, 4) if setup.quick else (8, 40)
     rows: list[Sequence[str]] = []
     for name, mechanisms, optimizer, asked in (
-        ("gradient mode, static factors", GRADIENT_MECHANISMS, "sgd", "1.1"),
+        ("gradient mode, without fuzzy factors", GRADIENT_MECHANISMS[1:], "sgd", "1.1"),
+        ("gradient mode", GRADIENT_MECHANISMS, "sgd", "2.1"),
         ("gradient mode, with rejuvenation", (*GRADIENT_MECHANISMS, "weight_rejuvenation"), "sgd", "2.1"),
-        ("update mode, static factors", GRADIENT_MECHANISMS, "adam", ""),
+        ("update mode", GRADIENT_MECHANISMS, "adam", ""),
     ):
         for kernel in setup.kernels:
             arguments = {"kernel": kernel, "mechanisms": mechanisms, "optimizer": optimizer, "layers": layers}
@@ -272,8 +273,8 @@ def memory(setup: Setup) -> Table | None:
             break
     small, large = (f"peak MiB at {count} M" for count in layers)
     note = (
-        f"From VmRSS and VmHWM of a process of its own, less a plain run's; the cost per weight from {layers[0]} M and"
-        f" {layers[1]} M weights. Peak: what a step needs on top."
+        f"{ALL_GRADIENT.capitalize()}. From VmRSS and VmHWM of a process of its own, less a plain run's; the cost per"
+        f" weight from {layers[0]} M and {layers[1]} M weights. Peak: what a step needs on top."
     )
     return Table("Memory", ("variant", "over 4 bytes per weight", "asked: at most", small, large), rows, note)
 
