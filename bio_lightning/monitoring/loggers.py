@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch.loggers import CSVLogger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.loggers.logger import Logger
-from tensorboard.compat.proto.summary_pb2 import Summary
-from torch.utils.tensorboard.summary import hparams
+from torch.utils.tensorboard.summary import Summary, hparams  # type: ignore[attr-defined] # tensorboard's own
 
 from bio_lightning.monitoring.histograms import Histogram
 

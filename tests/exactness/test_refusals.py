@@ -151,7 +151,7 @@ REFUSALS = {
         "weight_splitting.gamma", "16 units of net.0", "or exclude that layer",
     ),
     "balance without inhibition": (
-        lambda: [DalesPrinciple(balanced=True, excitatory_fraction=1.0)], {},
+        lambda: [DalesPrinciple(balanced=True, excitatory_fraction=1e-6)], {},
         "dales_principle.balanced", "net.2.weight", "an excitatory_fraction that leaves",
     ),
     "nothing but an input layer": (
