@@ -170,8 +170,9 @@ BREAKS: dict[str, tuple[str, str, Break]] = {
     "by_activity-momentum": ("by_activity", "momentum", Break("on_train_batch_end", 5)),
     "scheduled-adam": ("scheduled", "adam", Break("on_before_zero_grad", 11, first=False)),
     **{
-        f"{name}-{label}": (f"{name}-{label}", "adam", Break("on_train_batch_end", 4 + place % 9))
+        f"{name}-{label}-{optimizer}": (f"{name}-{label}", optimizer, Break("on_train_batch_end", 4 + place % 9))
         for place, (name, label) in enumerate(ACTIVE)
+        for optimizer in ("sgd", "momentum", "adam")
     },
 }
 

@@ -60,10 +60,10 @@ class GAN(ZooModel):
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
-@pytest.mark.parametrize("label", TOGETHER)
+@pytest.mark.parametrize("label", SETS)
 def test_a_gan_moves_only_what_steps(label, optimizer):
     model = make_model(GAN, optimizer, double=True)
-    train(model, TOGETHER[label](), model.batches(12))
+    train(model, SETS[label](), model.batches(12))
     history = [
         {
             part: {n: t for n, t in state.items() if part in n or n.startswith(f"optimizer {number}")}
