@@ -32,6 +32,7 @@ SECTIONS = [
     "Parameters",
     "Neutral setting",
     "Which layers",
+    "However it is run",
     "What it costs",
     "When it hurts",
     "Papers",
