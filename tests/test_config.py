@@ -16,6 +16,7 @@ from bio_lightning import BioConfig, BioConfigError, NoEffectWarning, bio_callba
 from bio_lightning import config as config_module
 from bio_lightning.callbacks import REGISTRY
 from bio_lightning.config import presets
+from bio_lightning.errors import nearest_name
 from bio_lightning.parameters import parameters
 from bio_lightning.settings import agree
 
@@ -658,3 +659,10 @@ def test_override_of_a_section_that_is_off_warns():
         load_config("none", ["crystallization.floor=0.1"])
     load_config("none", ["crystallization.enabled=false"])
     load_config("none", ["crystallization.floor=0.1", "crystallization.enabled=true"])
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"), [("UNIFORM", "uniform"), ("Relu", "relu"), ("gelu", "GELU"), ("xyz", None)]
+)
+def test_near_misses_are_found_whatever_their_case(given, meant):
+    assert nearest_name(given, ["uniform", "elu", "relu", "GELU"]) == meant

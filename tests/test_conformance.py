@@ -314,6 +314,14 @@ def test_two_callbacks_of_a_class_may_share_a_model_but_not_a_weight():
         fit(make_model("MLP"), [make(include=first), make(include=("net.*",))])
 
 
+def test_states_of_two_callbacks_of_a_class_are_kept_apart_by_their_patterns():
+    kind = type(all_on()[0])
+    keys = [kind(**patterns).state_key for patterns in ({}, {"include": "net.0"}, {"exclude": "net.0"})]
+    assert len(set(keys)) == 3
+    # as Lightning itself would put it, so that checkpoints from before the key was cached still find their callback
+    assert keys[2] == kind()._generate_state_key(include=["*"], exclude=["net.0"])
+
+
 def test_settings_of_the_shared_pass_must_agree():
     callbacks = [active("fuzzy_learning_rates", "gamma", apply_to="update"),
                  active("crystallization", "gradient", apply_to="gradient")]  # fmt: skip

@@ -17,6 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from bio_lightning import BioMonitor, SynapticScaling, load_config
 from bio_lightning.callbacks import REGISTRY
+from bio_lightning.monitoring import dashboard
 from tests.cases import all_on
 from tests.models import MLP, fit, make_model
 from tests.test_documentation import README, sections, table
@@ -171,6 +172,13 @@ def test_dashboard_shows_what_is_there(ask):
                 lines = ask("plugin/custom_scalars/scalars", run="bio/version_0", tag=pattern)
                 assert lines["regex_valid"]
                 assert lines["tag_to_events"], f"{category['title']}, {chart['title']}: {pattern}"
+
+
+def test_dashboard_shows_what_a_rule_does_that_moves_weights():
+    charts = dashboard.layout([SynapticScaling(rule="tetzlaff")])["synaptic_scaling"]
+    assert ["Multiline", [r"^bio/synaptic_scaling/update_ratio/.*$"]] in charts.values()
+    assert not any("multiplier" in title for title in charts)
+    assert "how far homeostasis moves the weights" not in dashboard.layout([SynapticScaling()])["synaptic_scaling"]
 
 
 def test_hyperparameters_of_module_and_mechanisms_compare(ask):
