@@ -84,7 +84,7 @@ def _mean(block: Block) -> Tensor:
 
 
 def _silenced(block: Block) -> tuple[Tensor, Tensor]:
-    mask = block.operands[0]
+    mask = block.operands[0] & ~block.weight.isnan()
     return torch.where(mask, torch.zeros_like(block.weight), block.weight), mask
 
 
@@ -99,7 +99,7 @@ def _marked(block: Block) -> tuple[Tensor, Tensor]:
 
 
 def silence(mask: Tensor) -> Change:
-    """Weights of 0 where a mask, broadcastable to the weight, is true."""
+    """Weights of 0 where a mask, broadcastable to the weight, is true; a NaN stays to be found."""
     return Change(Rule(_silenced), operands=(mask,))
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from bio_lightning.events import MEAN, ONE, ZERO, Change, Kept, change_weight, draw, number_of
+from bio_lightning.events import MEAN, ONE, ZERO, Change, Kept, change_weight, draw, number_of, silence
 from bio_lightning.functional.noise import Noise
 from bio_lightning.kernels import Block, Form, Rule
 from bio_lightning.layout import Layout
@@ -51,6 +51,16 @@ def test_a_weight_that_is_nan_shows_in_the_sum_and_not_in_the_count(compiled):
         counted = change_weight(change, weight, Layout(weight), compiled=compiled)
         assert counted[1].item() == pytest.approx(total, nan_ok=True)
         assert int(number_of(counted, weight)) == number
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_silence_leaves_nan_to_be_found(compiled):
+    weight, mask = torch.ones(3, 4), torch.tensor([[True, True, False, False]])
+    weight[1, 0] = weight[2, 3] = torch.nan
+    counted = change_weight(silence(mask), weight, Layout(weight), compiled=compiled)
+    assert int(number_of(counted, weight)) == 5
+    assert weight.isnan().nonzero().tolist() == [[1, 0], [2, 3]]
+    assert weight.nan_to_num().tolist() == [[0, 0, 1, 1], [0, 0, 1, 1], [0, 0, 1, 0]]
 
 
 @pytest.mark.parametrize("compiled", [False, True])
