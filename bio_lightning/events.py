@@ -136,12 +136,13 @@ def _given(tensor: Tensor | None) -> Tensor:
 
 
 def _count(mask: Tensor, weight: Tensor) -> Tensor:
-    """How many are marked, and the sum of the weights. Either way is the faster one where it is taken."""
-    if torch.compiler.is_compiling():
-        count, total = mask.sum(dtype=torch.int32), weight.sum(dtype=torch.float64)
+    """How many are marked, and a number that is NaN where a weight is."""
+    if torch.compiler.is_compiling():  # one loop for both, as both read the mask; eagerly it would take longer
+        count = mask.sum(dtype=torch.int32)
+        found = torch.where(weight != weight, weight, mask.to(weight.dtype)).sum(dtype=torch.float64)
     else:
-        count, total = mask.count_nonzero(), weight.sum(dtype=computing_dtype(weight))
-    return torch.stack([count.to(torch.float64), total.to(torch.float64)])
+        count, found = mask.count_nonzero(), weight.sum(dtype=computing_dtype(weight))
+    return torch.stack([count.to(torch.float64), found.to(torch.float64)])
 
 
 @torch.no_grad()
@@ -160,8 +161,8 @@ def change_weight(
         compiled: Compile it, once for all shapes.
 
     Returns:
-        float64, shape ``(2,)``: how many synapses of this process's part changed, and the sum of its old weights, which
-        is NaN where one of them was. See :func:`number_of`.
+        float64, shape ``(2,)``: how many synapses of this process's part changed, see :func:`number_of`, and a number
+        that is NaN where one of its old weights was; it may be so, too, where infinities of both signs were.
     """
     drawn = [one for one in kept if one.noise is not None]
     others = [one for one in kept if one.noise is None]

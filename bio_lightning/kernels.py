@@ -38,7 +38,7 @@ __all__ = [
 ]
 
 #: Elements that an eager operation works on at a time: temporaries of this size stay in a processor's cache.
-CHUNK = 1 << 17
+CHUNK = 1 << 18
 
 #: How a pass runs.
 Kernel = Literal["auto", "eager", "compiled"]
@@ -284,6 +284,8 @@ class Arguments(NamedTuple):
         data, average = list(self.data), self.average
         for place, mean in zip(places, means, strict=True):
             rounded = mean.to(computing_dtype(self.weight))
+            if torch.compiler.is_compiling():  # stores it, where else every element would round it for itself
+                rounded = rounded.as_strided(rounded.shape, rounded.stride())
             if place < 0:
                 average = rounded
             else:

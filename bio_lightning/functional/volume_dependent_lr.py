@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from bio_lightning.functional._exponential import exp_of_negative
 from bio_lightning.functional._layer import computing_dtype, mean, mean_abs
 from bio_lightning.functional.noise import Draw, Noise
 
 __all__ = ["stability", "volume_dependent_lr"]
 
 Reference = Literal["layer_mean", "absolute"]
+#: Larger factors would take more squarings than the precision allows.
 _POLYNOMIAL_UP_TO = 4.0
-_TAYLOR = tuple(1.0 / math.factorial(degree) for degree in range(10, -1, -1))
 
 
 def stability(
@@ -39,25 +39,10 @@ def stability(
         half = mean_abs(weight) if average is None else average
         half = half.clamp(min=torch.finfo(half.dtype).tiny)  # a layer of zeros has no volume
     volume = size.div_(size + half)
-    return _exp_of_negative(volume, stability_factor)
-
-
-def _exp_of_negative(x: Tensor, factor: float) -> Tensor:
-    """``exp(-factor * x)`` for x in [0, 1); overwrites x.
-
-    The exponential function of compiled code costs more than the rest of the rule. For the usual factors a Taylor
-    polynomial on [-1, 0] and a squaring or two are as exact as the rounding: to 1e-6.
-    """
-    if not torch.compiler.is_compiling() or factor > _POLYNOMIAL_UP_TO:
-        return x.mul_(-factor).exp_()
-    squarings = 0 if factor <= 1 else 1 if factor <= 2 else 2
-    y = x * (-factor / 2**squarings)
-    power: Tensor = y * _TAYLOR[0] + _TAYLOR[1]
-    for coefficient in _TAYLOR[2:]:  # one multiply-add each
-        power = power * y + coefficient
-    for _ in range(squarings):
-        power = power * power
-    return power
+    if torch.compiler.is_compiling() and stability_factor <= _POLYNOMIAL_UP_TO:
+        squarings = 0 if stability_factor <= 1 else 1 if stability_factor <= 2 else 2
+        return exp_of_negative(volume, stability_factor, squarings)
+    return volume.mul_(-stability_factor).exp_()
 
 
 @torch.no_grad()

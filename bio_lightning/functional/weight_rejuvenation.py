@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from bio_lightning.functional._exponential import exp_of_negative
 from bio_lightning.functional._layer import computing_dtype, total
 from bio_lightning.functional.noise import Draw, Noise
 from bio_lightning.functional.quantiles import from_quantiles
@@ -16,6 +16,10 @@ __all__ = ["Source", "fresh_synapses", "lognormal_fit", "rejuvenate_weights", "t
 
 #: Where new synapses come from.
 Source = Literal["init", "lognormal", "zero"]
+
+
+#: Where even the smallest uniform number, 2**-24, is not below ``exp(-x)``.
+_NEVER = 16.64
 
 
 @torch.no_grad()
@@ -38,8 +42,10 @@ def turnover_mask(weight: Tensor, noise: Noise | Draw, *, dre: float = 8.0, scal
         tensor([ True, False])
     """
     size = weight.abs().to(computing_dtype(weight))
-    # exp2: compiled code would store the result of exp in memory, as a mask is read more than once
-    return noise.uniform(weight) < torch.exp2((-dre / math.log(2.0)) * size / scale)
+    exponent = size * (dre / torch.as_tensor(scale, dtype=size.dtype, device=size.device))
+    if torch.compiler.is_compiling():
+        return noise.uniform(weight) < exp_of_negative(exponent.clamp(max=_NEVER), 1.0, squarings=4)
+    return noise.uniform(weight) < exponent.neg_().exp_()
 
 
 @torch.no_grad()

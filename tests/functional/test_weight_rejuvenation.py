@@ -88,6 +88,35 @@ def test_infinite_selectivity_replaces_nothing():
     assert not turnover_mask(torch.tensor([0.0, 1e-30, 1.0]), NOISE, dre=math.inf, scale=1.0).any()
 
 
+# What compiled code computes instead of the exponential function
+
+
+def test_compiled_code_decides_alike_but_within_rounding(monkeypatch):
+    weight = random_weight(500, 400) * 2.0
+    probability = torch.exp(-3.0 * weight.abs().double())
+    settled = (NOISE.uniform(weight) / probability - 1.0).abs() > 1e-5
+    assert settled.float().mean() > 0.999
+    eager = turnover_mask(weight, NOISE, dre=3.0, scale=torch.tensor(1.0))
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    compiled = turnover_mask(weight, NOISE, dre=3.0, scale=torch.tensor(1.0))
+    assert torch.equal(compiled[settled], eager[settled])
+
+
+class _Smallest:
+    def uniform(self, like):
+        return torch.full_like(like, 2.0**-24)
+
+
+@pytest.mark.parametrize("compiling", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_smallest_draw_replaces_no_strong_synapse(monkeypatch, dtype, compiling):
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: compiling)
+    weight = torch.tensor([0.0, 16.6, 16.63, 16.64, 17.0, 1000.0, math.inf, math.nan], dtype=dtype)
+    mask = turnover_mask(weight, _Smallest(), dre=1.0, scale=torch.tensor(1.0))
+    assert mask.tolist() == [True] * 3 + [False] * 5
+    assert not turnover_mask(weight, _Smallest(), dre=math.inf, scale=torch.tensor(1.0)).any()
+
+
 # New synapses
 
 
