@@ -15,7 +15,7 @@ import yaml
 from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from bio_lightning import BioMonitor, SynapticScaling, load_config
+from bio_lightning import BioMonitor, SynapticScaling, WeightSplitting, load_config
 from bio_lightning.callbacks import REGISTRY
 from bio_lightning.monitoring import dashboard
 from tests.cases import all_on
@@ -140,7 +140,7 @@ def test_scalars_have_their_points(ask):
     tags = ask("plugin/scalars/tags")
     assert set(tags) >= {"bio/version_0", "control/version_0"}
     groups = {tag.split("/")[1] for tag in tags["bio/version_0"] if tag.startswith("bio/")}
-    assert groups == REGISTRY.keys() - {"weight_splitting", "bio_monitor"} | {"plasticity", "weights", "activity"}
+    assert groups == REGISTRY.keys() - {"bio_monitor"} | {"plasticity", "weights", "activity"}
     points = ask("plugin/scalars/scalars", run="bio/version_0", tag="bio/plasticity/multiplier_mean/overall")
     assert [step for _, step, _ in points] == [0, 1, 2, 3, 4, 5]
     assert all(0 < value < 10 for *_, value in points)
@@ -163,8 +163,7 @@ def test_histograms_have_every_value(ask, what):
 def test_dashboard_shows_what_is_there(ask):
     layout = ask("plugin/custom_scalars/layout")
     titles = [category["title"] for category in layout["category"]]
-    mechanisms = [name for name in REGISTRY if name not in ("weight_splitting", "bio_monitor")]
-    assert set(titles) == {"plasticity", *mechanisms, "activity", "weights"}
+    assert set(titles) == REGISTRY.keys() - {"bio_monitor"} | {"plasticity", "activity", "weights"}
     assert "mean multiplier" in [chart["title"] for chart in layout["category"][titles.index("plasticity")]["chart"]]
     for category in layout["category"]:
         for chart in category["chart"]:
@@ -179,6 +178,11 @@ def test_dashboard_shows_what_a_rule_does_that_moves_weights():
     assert ["Multiline", [r"^bio/synaptic_scaling/update_ratio/.*$"]] in charts.values()
     assert not any("multiplier" in title for title in charts)
     assert "how far homeostasis moves the weights" not in dashboard.layout([SynapticScaling()])["synaptic_scaling"]
+
+
+def test_dashboard_has_no_empty_chart_for_grouped_units():
+    assert "weight_splitting" in dashboard.layout([WeightSplitting()])
+    assert dashboard.layout([WeightSplitting(mode="grouped")]) == dashboard.layout([])
 
 
 def test_hyperparameters_of_module_and_mechanisms_compare(ask):

@@ -50,6 +50,7 @@ class BioMonitor(BioCallback):
     ``lifetime_per_step``        ``weight_rejuvenation``                share of synapses replaced per step
     ``violations_corrected``     ``dales_principle``                    weights put back, in all steps
     ``violations_per_synapse``   ``dales_principle``                    the same, divided by the synapses
+    ``synapse_spread``           ``weight_splitting``                   deviation from a connection's mean factor
     ``firing_rate_mean``         each that reads rates; ``activity``    share of positive inputs
     ``dormant_fraction_tau_*``   ``activity``                           share of units, in the logged step
     ``input_rank_stable``        ``activity``                           directions that a layer reads

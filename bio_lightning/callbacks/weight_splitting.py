@@ -14,7 +14,7 @@ from torch import nn
 
 from bio_lightning import functional
 from bio_lightning.architecture import trace_architecture
-from bio_lightning.callbacks.mechanism import Mechanism, require
+from bio_lightning.callbacks.mechanism import Mechanism, Observables, require
 from bio_lightning.errors import BioConfigError
 from bio_lightning.optimizers import apply_to_for, split_moments, splits_gradient
 from bio_lightning.parameters import number
@@ -148,6 +148,22 @@ class WeightSplitting(Mechanism):
         if synapses.gamma > 1 and owner is not None:
             divided = splits_gradient(owner, apply_to_for(session.settings.apply_to, owner))
             split_moments(owner.optimizer, synapses.weight, divided=divided)
+
+    def observables(self, session: Session, synapses: Synapses) -> Observables:
+        """Of synapses how differently those of a connection learn: by how much their factors of the last step differ.
+
+        They share one gradient, so where these factors are equal they learn as the unsplit weight would. Grouped units
+        compute something else than ungrouped ones whatever their plasticity, so that there is nothing to compare.
+        """
+        observed = super().observables(session, synapses)
+        if self.mode == "synapses":
+            weight = synapses.weight.detach()
+            factor = session.plasticity.factor(session.parts(synapses, max(session.step_of(synapses) - 1, 0)), weight)
+            factor = torch.ones_like(weight) if factor is None else factor
+            each = factor.reshape(synapses.gamma, *synapses.shape)
+            ahead = each - each[:1]  # of the first one: exactly 0 where all are equal, as rounded means would not give
+            observed["synapse_spread"] = (each - (ahead - ahead.mean(dim=0)), each)
+        return observed
 
     @staticmethod
     def restore(module: nn.Module, checkpoint: Mapping[str, Any]) -> nn.Module:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
-from bio_lightning.callbacks.mechanism import ScheduledMechanism
+from bio_lightning.callbacks.mechanism import Mechanism, ScheduledMechanism
 from bio_lightning.callbacks.weight_rejuvenation import WeightRejuvenation
 from bio_lightning.errors import SynapseWarning
 from bio_lightning.monitoring.statistics import ACTIVITY, OVERALL
@@ -105,6 +105,8 @@ class Alerts:
         rests = statistic in _MOVING or value == 0
         if statistic == "multiplier_std":
             rests = rests and numbers[f"bio/{mechanism}/multiplier_mean/{layer}"] == 1
+        if statistic == "synapse_spread":
+            rests = rests and all(_treats_alike(each, step) for each in acting.values() if each is not acts)
         key = (mechanism, statistic, layer)
         last, since = self._rest.get(key, (value, step))
         if not rests or value != last or not acts.active(step):
@@ -124,6 +126,11 @@ class Alerts:
         return self._session.synapses[layer].module_name not in self._session.architecture.outputs
 
 
+def _treats_alike(mechanism: Mechanism, step: int) -> bool:
+    """Whether equal factors say that it treats synapses alike: not if it moves weights, or is yet to act."""
+    return mechanism.scales_learning and mechanism.active(step)
+
+
 #: Statistics that grow as long as their mechanism acts.
 _MOVING = {
     "replaced_fraction_total": (
@@ -135,7 +142,8 @@ _MOVING = {
         " layer out, or switch the mechanism off"
     ),
 }
-#: Statistics that are 0 where their mechanism has no effect (if also the mean of the multipliers is 1).
+#: Statistics that are 0 where their mechanism has no effect: that of multipliers if also their mean is 1, that of split
+#: synapses if also no other mechanism moves weights.
 _RESTING = {
     "multiplier_std": (
         "{mechanism} has had no effect on {layer} for {steps} steps: every multiplier is 1; change its settings, or"
@@ -144,5 +152,10 @@ _RESTING = {
     "update_ratio": (
         "{mechanism} has had no effect on {layer} for {steps} steps: it moves no weight; raise {mechanism}.rate, or"
         " leave the layer out with {mechanism}.exclude"
+    ),
+    "synapse_spread": (
+        "{mechanism} has had no effect on {layer} for {steps} steps: every connection learns as one weight would;"
+        " add fuzzy_learning_rates, crystallization or weight_rejuvenation (with a {mechanism}.gamma above 1), or leave"
+        " the layer out with {mechanism}.exclude"
     ),
 }

@@ -10,6 +10,7 @@ from typing import Any
 
 from bio_lightning.callbacks.base import BioCallback
 from bio_lightning.callbacks.mechanism import Mechanism
+from bio_lightning.callbacks.weight_splitting import WeightSplitting
 from bio_lightning.monitoring.statistics import ACTIVITY, OVERALL, PLASTICITY, WEIGHTS
 from bio_lightning.parameters import parameters
 from bio_lightning.settings import agree
@@ -46,6 +47,7 @@ CHARTS: dict[str, dict[str, tuple[str, ...]]] = {
         "lifetime in steps": ("lifetime_steps",),
     },
     "dales_principle": {"corrections per synapse": ("violations_per_synapse",)},
+    "weight_splitting": {"how differently the synapses of a connection learn": ("synapse_spread",)},
 }
 #: Of a mechanism that only scales learning.
 SCALING = {"mean multiplier": ("multiplier_mean",), "spread of the multipliers": ("multiplier_std",)}
@@ -66,7 +68,8 @@ HEADLINES = {
 
 def _groups(mechanisms: Sequence[Mechanism]) -> list[str]:
     scaling = [PLASTICITY] if any(mechanism.scales_learning for mechanism in mechanisms) else []
-    return [*scaling, *dict.fromkeys(mechanism.name for mechanism in mechanisms), ACTIVITY, WEIGHTS]
+    logging = [each for each in mechanisms if not (isinstance(each, WeightSplitting) and each.mode == "grouped")]
+    return [*scaling, *dict.fromkeys(mechanism.name for mechanism in logging), ACTIVITY, WEIGHTS]
 
 
 def layout(mechanisms: Sequence[Mechanism]) -> dict[str, dict[str, list[Any]]]:

@@ -81,6 +81,7 @@ FAMILIES: dict[str, Family] = {
     "balance": Family(ExcitationInhibition),
     "rank": Family(WeightRank, "rank_"),
     "update_ratio": Family(UpdateRatio, "update_ratio"),
+    "synapse_spread": Family(UpdateRatio, "synapse_spread"),
     "gradient_ratio": Family(GradientRatio, "gradient_ratio"),
 }
 

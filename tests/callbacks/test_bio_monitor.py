@@ -129,6 +129,7 @@ def test_exact_tags_with_everything_on():
         | tags("crystallization", (*SPREAD, *RIGID), LAYERS)
         | tags("weight_rejuvenation", TURNOVER, LAYERS)
         | tags("dales_principle", ("violations_corrected", "violations_per_synapse"), behind)
+        | tags("weight_splitting", ("synapse_spread",), LAYERS)
         | tags("plasticity", (*SPREAD, *QUANTILES), LAYERS)
         | tags("weights", RANKS, LAYERS)
         | tags("activity", ("input_rank_stable", "input_rank_effective"), LAYERS)
@@ -143,10 +144,11 @@ def test_only_mechanisms_that_are_on():
         "fuzzy_learning_rates": {"fuzzy_learning_rates", "plasticity"},
         "weight_rejuvenation": {"weight_rejuvenation"},
         "dales_principle": {"dales_principle"},
+        "weight_splitting": {"weight_splitting"},
     }.items():
         _, recorder, _ = record([MECHANISMS[name](), BioMonitor()], steps=2)
         assert {tag.split("/")[1] for tag in recorder.last} == expected | {"weights", "activity"}
-    for callbacks in ([WeightSplitting(), BioMonitor()], [BioMonitor()]):
+    for callbacks in ([WeightSplitting(mode="grouped"), BioMonitor(alerts=False)], [BioMonitor()]):
         assert set(record(callbacks, steps=2)[1].last) == always(LAYERS)
 
 
@@ -179,6 +181,33 @@ def test_how_far_homeostasis_moves_weights():
         change = 0.1 * 3.0 * (0.9 - rate).view(-1, 1) * weight.square()
         expected = (change.square().sum() / weight.square().sum()).sqrt().item()
         assert recorder.last[f"bio/synaptic_scaling/update_ratio/{name}"] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_how_differently_the_synapses_of_a_connection_learn(optimizer):
+    """Against the moves of the weights themselves: all synapses of a connection have one gradient."""
+    before = {}
+
+    class Remembers(MLP):
+        def on_train_batch_start(self, batch, batch_idx):
+            before.update({name: weight.detach().clone() for name, weight in self.named_parameters()})
+
+    splitting, fuzzy = WeightSplitting(gamma=3), FuzzyLearningRates(nu=0.4, end_step=6)  # after the step that is logged
+    model, recorder, _ = record([splitting, fuzzy, BioMonitor()], Remembers, optimizer=optimizer)
+    squares = np.zeros(2)
+    for name in LAYERS:
+        moved = (dict(model.named_parameters())[name].detach() - before[name]).double()
+        share = moved / moved.mean(dim=0)  # of the mean of its connection
+        factor = splitting.session.store[name]["base"].double()
+        learns = moved.abs().amin(dim=0) > 1e-5  # elsewhere rounding
+        assert learns.double().mean() > 0.5
+        torch.testing.assert_close(share[:, learns], (factor / factor.mean(dim=0))[:, learns], rtol=0.02, atol=0.0)
+        of_layer = np.array([(factor - factor.mean(dim=0)).square().sum(), factor.square().sum()])
+        squares += of_layer
+        expected = np.sqrt(of_layer[0] / (of_layer[1] - of_layer[0]))
+        assert recorder.last[f"bio/weight_splitting/synapse_spread/{name}"] == pytest.approx(expected, rel=1e-5)
+    overall = np.sqrt(squares[0] / (squares[1] - squares[0]))
+    assert recorder.last["bio/weight_splitting/synapse_spread/overall"] == pytest.approx(overall, rel=1e-5)
 
 
 def factors_of(scaling, synapses):

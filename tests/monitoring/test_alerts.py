@@ -16,6 +16,7 @@ from bio_lightning import (
     SynapseWarning,
     SynapticScaling,
     WeightRejuvenation,
+    WeightSplitting,
 )
 from tests.callbacks.test_bio_monitor import Recorder
 from tests.models import MLP, fit, make_model
@@ -122,6 +123,35 @@ def test_mechanism_that_rests_or_works_is_fine():
     late = FuzzyLearningRates(distribution="baseline", start_step=6)
     assert alerts([late]) == [], "outside its schedule it is not expected to do anything"
     assert len(alerts([late], steps=14)) == 3
+
+
+def test_split_synapses_that_learn_alike():
+    alike = WeightSplitting(gamma=3, include="net.2")
+    (text,) = alerts([alike])
+    assert "weight_splitting has had no effect on net.2.weight for 4 steps" in text
+    assert "every connection learns as one weight would" in text
+    assert "add fuzzy_learning_rates" in text
+    assert "weight_splitting.exclude" in text
+    assert alerts([alike], steps=4) == [], "4 logs span 3 steps"
+    factor_of_the_neuron = SynapticScaling(target=0.2)
+    texts = alerts([factor_of_the_neuron, WeightSplitting(gamma=7)])
+    assert len(texts) == 3, "is the same for all its synapses, also where their mean would be rounded"
+    assert len(alerts([FuzzyLearningRates(), WeightSplitting(gamma=1)])) == 3
+
+
+def test_split_synapses_with_plasticity_of_their_own():
+    assert alerts([WeightSplitting(), FuzzyLearningRates()]) == []
+    assert alerts([WeightSplitting(), Crystallization(crystal_thresh=0.1)]) == []
+    for moving in (WeightRejuvenation(every_n_steps=2, dre=1.0), SynapticScaling(rule="tetzlaff")):
+        assert alerts([WeightSplitting(), moving]) == [], "moves every synapse by itself"
+    late = FuzzyLearningRates(start_step=6)
+    assert alerts([WeightSplitting(), late], steps=14) == [], "is yet to act"
+    early = FuzzyLearningRates(end_step=2)
+    assert alerts([WeightSplitting(), early], steps=14) == [], "has acted"
+
+
+def test_grouped_units_are_never_without_effect():
+    assert alerts([WeightSplitting(mode="grouped")], alert_share=1.0) == []
 
 
 def test_frozen_layers_are_left_in_peace():
