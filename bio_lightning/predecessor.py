@@ -69,13 +69,15 @@ _REMARKS = {
 
 #: What the predecessor always did, and its defaults where ours differ.
 _ALWAYS: dict[str, dict[str, Any]] = {
-    "fuzzy_learning_rates": {"distribution": "uniform", "decay": 0.9995},
+    "fuzzy_learning_rates": {"distribution": "uniform"},
     "volume_dependent_lr": {"reference": "absolute", "normalize": False},
     "crystallization": {},
     "weight_rejuvenation": {"reference": "current"},
     "dales_principle": {"axis": "postsynaptic", "excitatory_fraction": 0.5},
     "weight_splitting": {"mode": "grouped"},
 }
+
+_DECAY = 0.9995  # its default, of the one distribution that reads it
 
 #: Mechanisms that it applied where the training loop called them.
 _CALLS = {
@@ -121,7 +123,7 @@ def translate(given: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
 
     A mechanism is switched on when one of its fields is given, weight splitting when ``weight_splitting_Gamma`` is not
     0, Dale's principle when ``apply_dales_principle`` is true. What the predecessor computed is kept where a setting
-    of ours computes it; fields that are not given have its defaults.
+    of ours computes it; fields that are not given have its defaults, where something reads them.
 
     Args:
         given: Its fields by name.
@@ -154,6 +156,9 @@ def translate(given: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
         note += f": {_REMARKS[name]}" if name in _REMARKS and (key, new) != ("enabled", False) else ""
         note += f"; {section} is on, while it acted where {_CALLS[section]}" if first and section in _CALLS else ""
         notes.append(note)
+    fuzzy = sections.get("fuzzy_learning_rates", {})
+    if fuzzy.get("distribution") == "temporal":
+        fuzzy.setdefault("decay", _DECAY)
     return sections, notes
 
 

@@ -21,7 +21,15 @@ if TYPE_CHECKING:
     from bio_lightning.callbacks.base import BioCallback
     from bio_lightning.callbacks.mechanism import Mechanism
 
-__all__ = ["Settings", "agree", "compiles", "refuse_scaled_gradients", "refuse_shared_weights", "refuse_unsupported"]
+__all__ = [
+    "Settings",
+    "agree",
+    "compiles",
+    "refuse_scaled_gradients",
+    "refuse_shared_weights",
+    "refuse_unsupported",
+    "warn_of_idle",
+]
 
 #: Weights times steps from which on compiling pays: it takes half a minute, and saves some 6 ns per weight and step.
 _WORTH = 5_000_000_000
@@ -86,6 +94,7 @@ def refuse_unsupported(trainer: pl.Trainer, settings: Settings, callbacks: Seque
         MisconfigurationException: The strategy hides weights, an averaging callback comes before ours, another one
             replaces parameters, nobody can see when an optimizer steps, or ``apply_to`` cannot work with it.
     """
+    warn_of_idle(callbacks)
     names = _names(callbacks)
     listed: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined] # set by Lightning's connector
     last = max(listed.index(callback) for callback in callbacks)
@@ -122,6 +131,13 @@ def refuse_unsupported(trainer: pl.Trainer, settings: Settings, callbacks: Seque
             f"apply_to='gradient': {name} divides a constant factor away; use 'auto' or 'update'",
             category=NoEffectWarning,
         )
+
+
+def warn_of_idle(callbacks: Sequence[BioCallback]) -> None:
+    """Warn of what was set and is not read: the mode in force is another one."""
+    for callback in callbacks:
+        for line in callback.idle_settings():
+            rank_zero_warn(line, category=NoEffectWarning)
 
 
 def _names(callbacks: Sequence[BioCallback]) -> str:

@@ -53,7 +53,7 @@ def reported(monkeypatch):
     return lines
 
 
-FUZZY = {"enabled": True, "distribution": "uniform", "decay": 0.9995}
+FUZZY = {"enabled": True, "distribution": "uniform"}
 VOLUME = {"enabled": True, "reference": "absolute", "normalize": False}
 DALE = {"axis": "postsynaptic", "excitatory_fraction": 0.5}
 
@@ -213,6 +213,16 @@ def test_first_note_of_a_mechanism_says_that_the_loop_used_to_call_it(section, f
 def test_what_was_off_stays_off(field, value, note):
     assert bio_callbacks({field: value}) == []
     assert translate({field: value})[1] == [note]
+
+
+def test_its_decay_is_set_where_it_is_read():
+    (fuzzy,) = bio_callbacks({"fuzzy_lr_distribution": "temporal"})
+    assert fuzzy.decay == 0.9995
+    (fuzzy,) = bio_callbacks({"fuzzy_lr_distribution": "temporal", "fuzzy_lr_decay": 0.9})
+    assert fuzzy.decay == 0.9
+    for distribution in ("uniform", "gamma"):
+        (fuzzy,) = bio_callbacks({"fuzzy_lr_distribution": distribution})
+        assert list(fuzzy.idle_settings()) == [], "nobody has set it"
 
 
 def test_gamma_switches_splitting_on_in_any_order():

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 import lightning.pytorch as pl
 from lightning.pytorch.trainer.states import TrainerFn
 from torch.optim import Optimizer
 
-from bio_lightning.parameters import Parametrized, parameters
+from bio_lightning.parameters import Parametrized, default_of, parameters
 from bio_lightning.plan import decisions
 from bio_lightning.session import Session
 
-__all__ = ["BioCallback"]
+__all__ = ["BioCallback", "ReadWith"]
+
+#: Settings that are read under some values of another setting only: by key that setting, and these values.
+ReadWith = Mapping[str, tuple[str, tuple[object, ...]]]
 
 
 class BioCallback(Parametrized, pl.Callback):
@@ -26,6 +30,8 @@ class BioCallback(Parametrized, pl.Callback):
     is_mechanism: ClassVar[bool] = False
     #: Whether it asks how old synapses are, so that their births have to be kept.
     reads_ages: ClassVar[bool] = False
+    #: Which of its settings only a mode reads that another setting chooses.
+    read_with: ClassVar[ReadWith] = {}
 
     def __post_init__(self) -> None:
         self._session: Session | None = None
@@ -46,6 +52,17 @@ class BioCallback(Parametrized, pl.Callback):
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self.__post_init__()
+
+    def idle_settings(self) -> Iterator[str]:
+        """Settings away from their default that the mode in force does not read: a line for each, with the mode."""
+        defaults = {field.name: default_of(field) for field in parameters(self)}
+        for key, (mode, values) in self.read_with.items():
+            value, now = getattr(self, key), getattr(self, mode)
+            if value != defaults[key] and now not in values:
+                yield (
+                    f"{self.name}.{key}: {_as_yaml(value)} has no effect with {mode}: {_as_yaml(now)}; it is read with"
+                    f" {mode}: {', '.join(map(_as_yaml, values))}"
+                )
 
     # ---- Lightning's hooks: the leader runs the session, and afterwards each callback may look ----------------------
 
@@ -139,3 +156,7 @@ class BioCallback(Parametrized, pl.Callback):
         """Drop what Lightning binds to the model, which the session must not keep alive."""
         for bound in ("log", "log_dict"):
             self.__dict__.pop(bound, None)
+
+
+def _as_yaml(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)

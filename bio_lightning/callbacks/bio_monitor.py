@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import lightning.pytorch as pl
 from torch.optim import Optimizer
 
-from bio_lightning.callbacks.base import BioCallback
+from bio_lightning.callbacks.base import BioCallback, ReadWith
 from bio_lightning.functional._shards import groups_of
 from bio_lightning.monitoring import dashboard, loggers
 from bio_lightning.monitoring.alerts import Alerts
@@ -105,6 +105,7 @@ class BioMonitor(BioCallback):
 
     name: ClassVar[str] = "bio_monitor"
     reads_ages: ClassVar[bool] = True
+    read_with: ClassVar[ReadWith] = dict.fromkeys(("alert_share", "alert_patience"), ("alerts", (True,)))
 
     include: tuple[str, ...] = ("*",)
     exclude: tuple[str, ...] = ()

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from bio_lightning import functional
+from bio_lightning.callbacks.base import ReadWith
 from bio_lightning.callbacks.mechanism import Observables, PlasticityMechanism
 from bio_lightning.events import ONE, Kept
 from bio_lightning.kernels import Block, Form, Rule
@@ -48,6 +49,10 @@ class Crystallization(PlasticityMechanism):
     order: ClassVar[int] = 10
     stored: ClassVar[tuple[str, ...]] = ("crystal",)
     keeps_multiplier: ClassVar[bool] = True
+    read_with: ClassVar[ReadWith] = {
+        **dict.fromkeys(("crystal_thresh", "ignore_zero_grad"), ("criterion", ("gradient",))),
+        "use_thresh": ("criterion", ("use",)),
+    }
 
     criterion: Literal["gradient", "use"] = "gradient"
     dampening_factor: float = number(0.6, gt=0, le=1)

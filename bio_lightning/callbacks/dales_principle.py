@@ -9,6 +9,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from bio_lightning import functional
+from bio_lightning.callbacks.base import ReadWith
 from bio_lightning.callbacks.mechanism import Observables, ScheduledMechanism, require
 from bio_lightning.errors import BioConfigError
 from bio_lightning.events import Change, number_of
@@ -54,6 +55,7 @@ class DalesPrinciple(ScheduledMechanism):
     #: A weight has a count of violations from the moment on when it has its signs.
     stored: ClassVar[tuple[str, ...]] = ("signs", "violations")
     counts: ClassVar[tuple[str, ...]] = ("violations",)
+    read_with: ClassVar[ReadWith] = {"input_layer": ("axis", ("presynaptic",))}
     settled_at_start: ClassVar[frozenset[str]] = frozenset(("seed", "excitatory_fraction", "balanced", "shared"))
 
     excitatory_fraction: float = number(0.8, ge=0, le=1)

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from bio_lightning import functional
+from bio_lightning.callbacks.base import ReadWith
 from bio_lightning.callbacks.mechanism import PlasticityMechanism
 from bio_lightning.events import Kept
 from bio_lightning.functional import distributions
 from bio_lightning.functional._layer import mean
-from bio_lightning.functional.distributions import Distribution
+from bio_lightning.functional.distributions import DISTRIBUTIONS, Distribution
 from bio_lightning.functional.quantiles import gamma_table
 from bio_lightning.kernels import Block, Form, Rule
 from bio_lightning.parameters import number
@@ -51,6 +52,11 @@ class FuzzyLearningRates(PlasticityMechanism):
     order: ClassVar[int] = 20
     stored: ClassVar[tuple[str, ...]] = ("base",)
     keeps_multiplier: ClassVar[bool] = True
+    read_with: ClassVar[ReadWith] = {
+        **dict.fromkeys(("nu", "min", "max"), ("distribution", DISTRIBUTIONS[1:])),  # all but the baseline
+        **dict.fromkeys(("update_every", "every_n_steps"), ("distribution", (*_REFRESHED, "temporal"))),
+        "decay": ("distribution", ("temporal",)),
+    }
 
     distribution: Distribution = "lognormal"
     nu: float = number(0.16, ge=0)

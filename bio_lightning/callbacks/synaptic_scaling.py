@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from bio_lightning import functional
+from bio_lightning.callbacks.base import ReadWith
 from bio_lightning.callbacks.mechanism import Observables, PlasticityMechanism
 from bio_lightning.functional._shards import as_part, local
 from bio_lightning.kernels import Block, Form, Rule
@@ -49,6 +50,10 @@ class SynapticScaling(PlasticityMechanism):
     order: ClassVar[int] = 40
     kinds: ClassVar[frozenset[Kind]] = NEURON_KINDS
     stored: ClassVar[tuple[str, ...]] = ("scaling_rate",)
+    read_with: ClassVar[ReadWith] = {
+        **dict.fromkeys(("strength", "min", "max"), ("rule", ("multiplicative",))),
+        **dict.fromkeys(("rate", "max_change"), ("rule", ("tetzlaff",))),
+    }
 
     rule: Literal["multiplicative", "tetzlaff"] = "multiplicative"
     target: float | Literal["layer_mean"] = number("layer_mean", gt=0, le=1)

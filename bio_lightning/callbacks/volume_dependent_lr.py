@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor
 
 from bio_lightning import functional
+from bio_lightning.callbacks.base import ReadWith
 from bio_lightning.callbacks.mechanism import PlasticityMechanism
 from bio_lightning.kernels import Block, Form, Rule
 from bio_lightning.parameters import number
@@ -41,6 +42,7 @@ class VolumeDependentLR(PlasticityMechanism):
 
     name: ClassVar[str] = "volume_dependent_lr"
     order: ClassVar[int] = 30
+    read_with: ClassVar[ReadWith] = {"base_lr": ("normalize", (False,))}
 
     base_lr: float = number(0.1, gt=0)
     stability_factor: float = number(2.0, ge=0, le=80)

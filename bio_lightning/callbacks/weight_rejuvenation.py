@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from bio_lightning import functional
+from bio_lightning.callbacks.base import ReadWith
 from bio_lightning.callbacks.mechanism import Observables, ScheduledMechanism
 from bio_lightning.errors import BioConfigError, nearest_name
 from bio_lightning.events import Change, Kept, change_weight, number_of, silence
@@ -60,6 +61,10 @@ class WeightRejuvenation(ScheduledMechanism):
     #: ``born`` is the step at which each synapse was born; it is kept where another callback asks for ages.
     stored: ClassVar[tuple[str, ...]] = ("initial_std", "quantiles", "replaced", "replaced_total", "lived", "born")
     counts: ClassVar[tuple[str, ...]] = ("replaced", "replaced_total")
+    read_with: ClassVar[ReadWith] = {
+        **dict.fromkeys(("dre", "reference"), ("select", ("magnitude",))),
+        **dict.fromkeys(("dormant_fraction", "readers"), ("select", ("activity",))),
+    }
 
     every_n_steps: int = number(100, ge=1)
     select: Literal["magnitude", "activity"] = "magnitude"

@@ -14,7 +14,7 @@ from bio_lightning.config import as_yaml, bio_callbacks, load_config
 from bio_lightning.config import migrate as migrate_config
 from bio_lightning.config import presets as known_presets
 from bio_lightning.errors import BioConfigError
-from bio_lightning.settings import agree
+from bio_lightning.settings import agree, warn_of_idle
 
 __all__ = ["COMMANDS"]
 
@@ -46,6 +46,7 @@ def check(file: str) -> None:
     """
     callbacks = bio_callbacks(file)
     agree([callback for callback in callbacks if isinstance(callback, Mechanism)])
+    warn_of_idle(callbacks)
     names = ", ".join(type(callback).__name__ for callback in callbacks)
     _print(f"{file}: valid; on: {names or 'nothing'}")
 
@@ -59,6 +60,7 @@ def plan(file: str, *overrides: str, model: str) -> None:
         model: The LightningModule as module:Class; a function that gives one will do.
     """
     callbacks = bio_callbacks(file, overrides)
+    warn_of_idle(callbacks)
     _print(plan_of(load_model(model), callbacks))
 
 

@@ -62,6 +62,7 @@ def test_under_adam_update_ratio_follows_the_multiplier():
         assert (correlation > 0.99) == follows
 
 
+@pytest.mark.filterwarnings("ignore::bio_lightning.NoEffectWarning")  # nothing refreshes most of them
 @pytest.mark.parametrize("bounds", [(0.5, 2.0), (0.9, 1.05), (0.0, 1e6)])
 @pytest.mark.parametrize("distribution", DISTRIBUTIONS)
 def test_mean_multiplier_is_one_in_every_layer_after_refresh_and_turnover(distribution, bounds):
@@ -81,6 +82,7 @@ class Motionless(MLP):
         return torch.optim.SGD(self.parameters(), lr=0.0)
 
 
+@pytest.mark.filterwarnings("ignore::bio_lightning.NoEffectWarning")  # the baseline reads no nu
 @pytest.mark.parametrize("kernel", ["eager", "compiled"])
 @pytest.mark.parametrize("distribution", DISTRIBUTIONS)
 def test_a_new_synapse_draws_what_the_formula_says(monkeypatch, distribution, kernel):

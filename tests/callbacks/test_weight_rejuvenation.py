@@ -212,6 +212,7 @@ def test_nan_that_silences_a_neuron_is_raised_not_renewed():
         fit(make_model(Poisoned), [renewing], steps=5)
 
 
+@pytest.mark.filterwarnings("ignore::bio_lightning.NoEffectWarning")  # which is told as well
 def test_readers_have_to_exist_also_where_none_is_read():
     with pytest.raises(BioConfigError, match=r"weight_rejuvenation\.readers: got 'net\.22'.*Did you mean 'net\.2'"):
         fit(make_model(MLP), [WeightRejuvenation(readers={"net.0": ("net.22",)})], steps=1)

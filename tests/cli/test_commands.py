@@ -172,6 +172,16 @@ def test_check_refuses_with_key_value_and_what_is_allowed(capsys, tmp_path, text
     assert [part for part in parts if part not in message] == []
 
 
+@pytest.mark.parametrize("words", [("check",), ("plan", "--model", MODEL)], ids=lambda words: words[0])
+def test_check_and_plan_warn_of_what_the_mode_does_not_read(capsys, tmp_path, words):
+    path = tmp_path / "mine.yaml"
+    path.write_text("volume_dependent_lr: {enabled: true, base_lr: 0.5}\n", encoding="utf-8")
+    assert main([words[0], str(path), *words[1:]]) == 0
+    assert capsys.readouterr().err.splitlines()[0] == (
+        "warning: volume_dependent_lr.base_lr: 0.5 has no effect with normalize: true; it is read with normalize: false"
+    )
+
+
 def test_file_that_does_not_exist_names_the_presets(capsys):
     message = refuse(capsys, "show", "papre")
     assert "source: got 'papre'" in message

@@ -322,7 +322,7 @@ def cfg(tmp_path):
     """A configuration as the template composes it, with all our callbacks among others."""
     config = yaml.safe_load((EXAMPLES / "hydra" / "configs" / "train.yaml").read_text(encoding="utf-8"))
     ours = {section: {"_target_": f"bio_lightning.{callback.__name__}"} for section, callback in REGISTRY.items()}
-    ours["weight_rejuvenation"]["readers"] = {"network.hidden1": ["network.hidden2"]}
+    ours["weight_rejuvenation"] |= {"select": "activity", "readers": {"network.hidden1": ["network.hidden2"]}}
     others = {"model_checkpoint": {"_target_": "lightning.pytorch.callbacks.ModelCheckpoint", "save_last": True}}
     loggers = {"csv": {"_target_": "lightning.pytorch.loggers.CSVLogger", "save_dir": str(tmp_path)}}
     trainer = {**config["trainer"], "default_root_dir": str(tmp_path), "max_steps": 2, "log_every_n_steps": 1}

@@ -172,4 +172,4 @@ def test_frozen_layers_are_left_in_peace():
 
 
 def test_can_be_switched_off():
-    assert alerts([Crystallization(**RIGID)], alerts=False) == []
+    assert alerts([Crystallization(**RIGID)], alerts=False, alert_patience=1000) == []
