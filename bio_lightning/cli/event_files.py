@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import math
 import os
+import struct
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from lightning.pytorch.core.saving import load_hparams_from_yaml
-from tensorboard.backend.event_processing import event_accumulator
+from tensorboard.backend.event_processing import event_accumulator, event_file_loader
+from tensorboard.backend.event_processing.directory_watcher import DirectoryWatcher
+from tensorboard.backend.event_processing.io_wrapper import IsSummaryEventsFile
+from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from bio_lightning.errors import BioConfigError
@@ -18,6 +23,8 @@ from bio_lightning.errors import BioConfigError
 __all__ = ["Run", "find_runs"]
 
 _PATTERN = "events.out.tfevents.*"
+#: A record is its length and a checksum of that, the event, and a checksum of the event.
+_HEAD, _FOOT = struct.Struct("<QI"), struct.Struct("<I")
 #: Points kept of a series, evenly chosen; more cannot be told apart in a panel.
 _POINTS = 1000
 
@@ -67,13 +74,7 @@ def _names(paths: Sequence[Path]) -> list[str]:
 
 
 def _read(path: Path, name: str) -> Run:
-    sizes = {event_accumulator.SCALARS: _POINTS, event_accumulator.IMAGES: 1, event_accumulator.TENSORS: _POINTS}
-    events: Any = event_accumulator.EventAccumulator(str(path), size_guidance=sizes)
-    events.Reload()
-    try:
-        events.FirstEventTimestamp()  # also a run that logged nothing has one
-    except ValueError:
-        warnings.warn(f"{path}: no event can be read there, the files are empty or damaged", UserWarning, stacklevel=2)
+    events = _events(path)
     tags = events.Tags()
     series = {tag: events.Scalars(tag) for tag in sorted(tags["scalars"])}
     times = [event.wall_time for points in series.values() for event in points]
@@ -84,6 +85,56 @@ def _read(path: Path, name: str) -> Run:
         {**_hyperparameters(events), **_beside(path)},
         max(times) - min(times) if times else math.nan,
     )
+
+
+def _events(path: Path) -> Any:
+    """What TensorBoard reads in a folder, with a warning of what it cannot read."""
+    sizes = {event_accumulator.SCALARS: _POINTS, event_accumulator.IMAGES: 1, event_accumulator.TENSORS: _POINTS}
+    events: Any = event_accumulator.EventAccumulator(str(path), size_guidance=sizes)
+    files: dict[str, _EventFile] = {}
+
+    def opened(file: str) -> _EventFile:
+        return files.setdefault(file, _EventFile(file))
+
+    events._generator = DirectoryWatcher(str(path), opened, IsSummaryEventsFile)
+    events.Reload()
+    try:
+        events.FirstEventTimestamp()  # also a run that logged nothing has one
+    except ValueError:
+        warnings.warn(f"{path}: no event can be read there, the files are empty or damaged", UserWarning, stacklevel=3)
+        return events
+    for name, file in files.items():
+        if file.is_damaged():
+            text = f"{name}: damaged at byte {file.end:,}; what was logged behind that is not shown"
+            warnings.warn(text, UserWarning, stacklevel=3)
+    return events
+
+
+class _EventFile(event_file_loader.RawEventFileLoader):  # type: ignore[misc] # has no types
+    """Reads an event file as TensorBoard does, which stops at a record that it cannot read and does not say so."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path)
+        self.path, self.end = path, 0
+
+    def Load(self) -> Iterator[Any]:  # noqa: N802 - TensorBoard's name
+        """Events, as far as they can be read; ``end`` is the byte behind them."""
+        for record in super().Load():
+            self.end += _HEAD.size + len(record) + _FOOT.size
+            yield Event.FromString(record)
+
+    def is_damaged(self) -> bool:
+        """Whether the next record is wrong, and not just unfinished, as a killed run leaves its last one."""
+        with open(self.path, "rb") as file:
+            file.seek(self.end)
+            head = file.read(_HEAD.size)
+            if len(head) < _HEAD.size:
+                return False
+            length, checksum = _HEAD.unpack(head)
+            if masked_crc32c(head[:8]) != checksum:
+                return True
+            event, foot = file.read(length), file.read(_FOOT.size)
+        return len(foot) == _FOOT.size and masked_crc32c(event) != _FOOT.unpack(foot)[0]
 
 
 def _beside(path: Path) -> dict[str, object]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import struct
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -200,6 +201,59 @@ def test_files_without_an_event_are_warned_of(tmp_path, content):
         runs = find_runs([tmp_path])
     assert [run.name for run in runs] == ["broken", "whole"]
     assert runs[1].scalars == {"loss": [(1, 1.0)]}
+
+
+def records(file):
+    """Where each record of an event file begins, and where the last one ends."""
+    content, starts = file.read_bytes(), [0]
+    while starts[-1] < len(content):
+        (length,) = struct.unpack_from("<Q", content, starts[-1])
+        starts.append(starts[-1] + 8 + 4 + length + 4)
+    return starts
+
+
+def event_file(folder):
+    """Of a run of twenty steps."""
+    write_run(folder, {"loss": [float(step) for step in range(20)]})
+    (file,) = folder.glob("events.*")
+    return file
+
+
+@pytest.mark.parametrize("at", [0, 3, 9, 12, 20, -1, -4], ids=lambda at: f"byte {at} of a record")
+def test_damage_in_the_middle_is_warned_of(tmp_path, at):
+    file = event_file(tmp_path)
+    content, starts = bytearray(file.read_bytes()), records(file)
+    assert len(starts) == 22, "the first record is the version"
+    content[starts[11] + at if at >= 0 else starts[12] + at] ^= 4
+    file.write_bytes(content)
+    expected = re.escape(f"{file}: damaged at byte {starts[11]:,}; what was logged behind that is not shown")
+    with pytest.warns(UserWarning, match=f"^{expected}$") as caught:
+        (run,) = find_runs([tmp_path])
+    assert len(caught) == 1
+    assert run.scalars == {"loss": [(10 * step, float(step)) for step in range(10)]}
+
+
+def test_the_next_file_of_a_folder_is_read_all_the_same(tmp_path, capsys):
+    first, second = tmp_path / "events.out.tfevents.1.here", tmp_path / "events.out.tfevents.2.here"
+    file = event_file(tmp_path / "made")
+    content = file.read_bytes()
+    second.write_bytes(content)
+    first.write_bytes(content[: records(file)[5]] + bytes(100))
+    file.unlink()
+    out = tmp_path / "page.html"
+    assert main(["report", str(tmp_path), "--out", str(out)]) == 0
+    assert capsys.readouterr().err == (
+        f"warning: {first}: damaged at byte {records(second)[5]:,}; what was logged behind that is not shown\n"
+    )
+    assert Page(out.read_text(encoding="utf-8")).cells["last step"] == ["190"]
+
+
+def test_a_last_record_that_a_killed_run_did_not_finish_is_no_damage(tmp_path):
+    file = event_file(tmp_path)
+    content, starts = file.read_bytes(), records(file)
+    for end in (starts[-2] + 1, starts[-2] + 11, starts[-2] + 12, starts[-2] + 20, starts[-1] - 5, starts[-1] - 1):
+        file.write_bytes(content[:end])
+        assert find_runs([tmp_path])[0].scalars["loss"][-1] == (180, 18.0)
 
 
 def test_line_runs_from_corner_to_corner_and_has_gaps():
