@@ -334,8 +334,9 @@ def _parsed(overrides: Iterable[str] | Mapping[str, Any]) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for item in (overrides,) if isinstance(overrides, str) else overrides:
         key, equals, text = str(item).partition("=")
-        if not equals or not key:
-            nearest = None if key in _PATHS else nearest_name(key, _PATHS)
+        if not equals or not all(key.split(".")):
+            name = key.strip(".")
+            nearest = None if key in _PATHS or name in _TOP else _nearest(name, _PATHS)
             raise BioConfigError(key or "overrides", item, "key=value, as in fuzzy_learning_rates.nu=0.3", nearest)
         try:
             parsed: Any = OmegaConf.to_container(OmegaConf.from_dotlist([item]))
@@ -369,14 +370,18 @@ def check_names(given: Mapping[str, Any], beside: tuple[str, ...] = ()) -> None:
     top = (*beside, *_TOP)
     for name, values in given.items():
         if name not in top:
-            homes = [f"{section}.{name}" for section, keys in _KEYS.items() if name in keys]
-            nearest = homes[0] if len(homes) == 1 else nearest_name(name, top)
-            raise BioConfigError(str(name), values, ", ".join(top), nearest)
+            raise BioConfigError(str(name), values, ", ".join(top), _nearest(name, top))
         if name in REGISTRY and not isinstance(values, Mapping):
             raise BioConfigError(name, values, f"a mapping, as in {name}: {{enabled: true}}")
         for key, value in values.items() if name in REGISTRY else ():
             if key not in _KEYS[name]:
                 raise BioConfigError(f"{name}.{key}", value, ", ".join(_KEYS[name]), nearest_name(key, _KEYS[name]))
+
+
+def _nearest(name: str, names: Iterable[str]) -> str | None:
+    """The key of that name where only one section has it, else the most similar of some names."""
+    homes = [f"{section}.{name}" for section, keys in _KEYS.items() if name in keys]
+    return homes[0] if len(homes) == 1 else nearest_name(name, names)
 
 
 def _assign(node: DictConfig, key: str, value: Any) -> None:

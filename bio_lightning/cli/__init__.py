@@ -6,7 +6,7 @@ import inspect
 import os
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from jsonargparse import ArgumentParser
@@ -14,10 +14,12 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from bio_lightning.cli.commands import COMMANDS
 from bio_lightning.cli.docstrings import arguments, summary
-from bio_lightning.errors import nearest_name
+from bio_lightning.cli.parsing import BriefArgumentParser
+from bio_lightning.errors import BioConfigError, nearest_name
 
 __all__ = ["main"]
 
+_BY_NAME = {command.__name__: command for command in COMMANDS}
 _POSITIONAL, _ANY_NUMBER = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.VAR_POSITIONAL
 
 
@@ -31,34 +33,68 @@ def main(given: Sequence[str] | None = None) -> int:
         The exit status: 0, or 2 for what the user can put right.
     """
     words = sys.argv[1:] if given is None else list(given)
-    commands = {command.__name__: command for command in COMMANDS}
-    if words and not words[0].startswith("-") and words[0] not in commands:
-        nearest = nearest_name(words[0], commands)
-        return _refuse(f"command: got {words[0]!r}; allowed: {', '.join(commands)}", nearest)
     try:
-        parsed = _parser().parse_args(words)
+        parsed = _parser().parse_args(_ordered(words))
+    except BioConfigError as error:
+        return _refuse(error)
     except SystemExit as stop:  # after its own message
         return int(stop.code or 0)
-    command = commands[parsed.command]
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("default", UserWarning)
             warnings.showwarning = _show_warning
-            _call(command, dict(parsed[parsed.command]))
+            _call(_BY_NAME[parsed.command], dict(parsed[parsed.command]))
             sys.stdout.flush()
     except BrokenPipeError:  # whoever reads has seen enough, as in "| head"
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (OSError, ValueError, RuntimeError, MisconfigurationException) as error:
-        return _refuse(" ".join(str(error).split()))
+        return _refuse(error)
     return 0
 
 
+def _ordered(words: Sequence[str]) -> list[str]:
+    """The command, its options, and then all other words: argparse takes these only where they stand in one row.
+
+    Raises:
+        BioConfigError: There is no such command, or an argument is missing.
+    """
+    name = words[0] if words else None
+    if name is not None and name.startswith("-"):
+        return list(words)
+    if name not in _BY_NAME:
+        raise BioConfigError("command", name, ", ".join(_BY_NAME), name and nearest_name(name, _BY_NAME))
+    options: list[str] = []
+    others: list[str] = []
+    takes_next = False
+    for word in words[1:]:
+        is_option = word.startswith("-")
+        (options if is_option or takes_next else others).append(word)
+        takes_next = is_option and "=" not in word
+    given = {option.partition("=")[0] for option in options}
+    if not given & {"-h", "--help"}:
+        _check_complete(_BY_NAME[name], given, len(others))
+    without_value = [options.pop()] if takes_next else []
+    return [name, *options, *others, *without_value]
+
+
+def _check_complete(command: Callable[..., Any], options: Collection[str], others: int) -> None:
+    """Whether all is there that a command cannot do without; jsonargparse would call it by a name of its own."""
+    required = [p for p in inspect.signature(command).parameters.values() if p.default is p.empty]
+    by_place = [p.name for p in required if p.kind is _POSITIONAL]
+    by_name = [p.name for p in required if p.kind is inspect.Parameter.KEYWORD_ONLY]
+    missing = {name: name for name in by_place[others:]}
+    missing |= {f"--{name}": name for name in by_name if f"--{name}" not in options}
+    shown = next(iter(missing), None)
+    if shown is not None:
+        raise BioConfigError(shown, None, arguments(command)[missing[shown]].rstrip("."))
+
+
 def _parser() -> ArgumentParser:
-    parser = ArgumentParser(prog="bio-lightning", description=summary(sys.modules[__name__]))
+    parser = BriefArgumentParser(prog="bio-lightning", description=summary(sys.modules[__name__]))
     subcommands = parser.add_subcommands(dest="command")
     for command in COMMANDS:
         text = summary(command)
-        own = ArgumentParser(description=text)
+        own = BriefArgumentParser(description=text)
         texts = arguments(command)
         for parameter in inspect.signature(command).parameters.values():
             _add(own, parameter, texts[parameter.name])
@@ -87,8 +123,8 @@ def _call(command: Callable[..., Any], values: dict[str, Any]) -> None:
     command(*by_place, **values)
 
 
-def _refuse(message: str, nearest: str | None = None) -> int:
-    sys.stderr.write(f"error: {message}" + (f". Did you mean {nearest!r}?" if nearest else "") + "\n")
+def _refuse(error: Exception) -> int:
+    sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
     return 2
 
 

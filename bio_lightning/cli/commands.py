@@ -84,7 +84,7 @@ def report(*logdir: str, out: str = "report.html") -> None:
         out: Where the page goes.
     """
     if not logdir:
-        raise BioConfigError("LOGDIR", None, "at least one folder with TensorBoard's event files")
+        raise BioConfigError("logdir", None, "at least one folder with TensorBoard's event files")
     Path(out).write_text(page(find_runs(logdir)), encoding="utf-8")
     _print(out)
 

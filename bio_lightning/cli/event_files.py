@@ -57,10 +57,10 @@ def find_runs(folders: Iterable[str | os.PathLike[str]]) -> list[Run]:
     for given in folders:
         folder = Path(given)
         if not os.fspath(given) or not folder.is_dir():
-            raise BioConfigError("LOGDIR", os.fspath(given), "a folder that exists")
+            raise BioConfigError("logdir", os.fspath(given), "a folder that exists")
         below = sorted({path.parent.resolve() for path in folder.rglob(_PATTERN) if path.is_file()})
         if not below:
-            raise BioConfigError("LOGDIR", str(folder), f"a folder with TensorBoard's event files, {_PATTERN}")
+            raise BioConfigError("logdir", str(folder), f"a folder with TensorBoard's event files, {_PATTERN}")
         found.update(dict.fromkeys(below))
     return [_read(path, name) for path, name in zip(found, _names(list(found)), strict=True)]
 

@@ -14,6 +14,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from bio_lightning.callbacks import REGISTRY, PlasticityMechanism
 from bio_lightning.cli.docstrings import arguments
+from bio_lightning.cli.parsing import Brief
 from bio_lightning.config import bio_callbacks, check_names
 from bio_lightning.errors import BioConfigError
 from bio_lightning.parameters import default_of, describe, parameters
@@ -22,7 +23,7 @@ from bio_lightning.settings import Settings
 __all__ = ["BioCLI"]
 
 
-class _BioArgumentParser(LightningArgumentParser):
+class _BioArgumentParser(Brief, LightningArgumentParser):
     """Says of an unknown key under ``bio`` what the library says of it elsewhere."""
 
     def parse_args(self, args: Any = None, *rest: Any, **options: Any) -> Any:
@@ -50,7 +51,7 @@ class _BioArgumentParser(LightningArgumentParser):
         try:
             check_names(_sections(given), beside=("preset",))
         except BioConfigError as error:
-            self.error(f"bio: {error}")
+            self.error(str(_under_bio(error)))
 
 
 class BioCLI(LightningCLI):
@@ -98,14 +99,22 @@ class BioCLI(LightningCLI):
         try:
             return list(bio_callbacks(sections) if preset is None else bio_callbacks(preset, sections))
         except BioConfigError as error:
-            self._parser(self.subcommand).error(f"bio: {error}")
+            self._parser(self.subcommand).error(str(_under_bio(error, preset)))
+
+
+def _under_bio(error: BioConfigError, preset: object = None) -> BioConfigError:
+    """The same error under the name that its key has in the app."""
+    if error.key == "bio":
+        return error
+    key = "preset" if error.key in ("source", preset) else error.key
+    return BioConfigError(f"bio.{key}", error.value, error.allowed, error.nearest)
 
 
 def _sections(given: Any) -> dict[str, Any]:
     """What is given under ``bio``, less the path of a file."""
     given = given.as_dict() if isinstance(given, Namespace) else {} if given is None else given
     if not isinstance(given, Mapping):
-        raise BioConfigError("source", given, "a mapping of sections, as in crystallization: {enabled: true}")
+        raise BioConfigError("bio", given, "a mapping of sections, as in crystallization: {enabled: true}")
     return {key: value for key, value in given.items() if key != "__path__"}
 
 

@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 
 from bio_lightning import load_config
 from bio_lightning.cli import main
-from bio_lightning.cli.commands import COMMANDS
+from bio_lightning.cli.commands import COMMANDS, plan
 from bio_lightning.cli.docstrings import arguments, summary
 from bio_lightning.config import as_yaml, presets
 from tests.cli.test_report import write_run
@@ -68,9 +68,36 @@ def test_unknown_command_names_the_likely_one(capsys):
     assert message == f"error: command: got 'chek'; allowed: {', '.join(NAMES)}. Did you mean 'check'?\n"
 
 
-@pytest.mark.parametrize("words", [(), ("show",), ("plan", "default"), ("presets", "--nowhere")])
-def test_missing_or_unknown_argument_is_refused(capsys, words):
-    assert "error: " in refuse(capsys, *words)
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ((), f"command: got None; allowed: {', '.join(NAMES)}"),
+        (("show",), "source: got None; allowed: Preset, or path of a YAML file"),
+        (("check",), "file: got None; allowed: Path of a YAML file, or preset"),
+        (("plan", "--model", MODEL), "file: got None; allowed: Path of a YAML file, or preset"),
+        (("plan", "default"), f"--model: got None; allowed: {arguments(plan)['model'].rstrip('.')}"),
+        (("plan", "default", "--model"), "argument --model: expected one argument"),
+        (("report", "runs", "--out"), "argument --out: expected one argument"),
+        (("presets", "--nowhere"), "unrecognized arguments: --nowhere"),
+        (("check", "default", "none"), "unrecognized arguments: none"),
+        (("--nowhere",), "unrecognized arguments: --nowhere"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)  # fmt: skip
+def test_missing_or_unknown_argument_is_refused_in_one_line(capsys, words, message):
+    *tip, line = refuse(capsys, *words).splitlines()
+    assert line == f"error: {message}"
+    assert all(line.startswith("tip: ") for line in tip)
+    assert len(tip) <= 1
+
+
+@pytest.mark.parametrize("key", [".floor", "crystallization..floor", "crystallization.floor."])
+def test_a_key_with_an_empty_part_is_named(capsys, key):
+    for words in (("show", "default", f"{key}=1"), ("plan", "default", f"{key}=1", "--model", MODEL)):
+        assert refuse(capsys, *words) == (
+            f"error: {key}: got '{key}=1'; allowed: key=value, as in fuzzy_learning_rates.nu=0.3."
+            " Did you mean 'crystallization.floor'?\n"
+        )
 
 
 def test_runs_as_a_program(tmp_path):
@@ -270,6 +297,17 @@ def project(tmp_path, monkeypatch):
     yield tmp_path
     for name in ("project_models", "misspelt_models"):
         sys.modules.pop(name, None)
+
+
+def test_overrides_may_stand_anywhere_behind_the_command(capsys):
+    expected = succeed(capsys, "plan", "--model", MODEL, "none", "crystallization.enabled=true", "seed=2")
+    assert "1 Crystallization" in expected
+    for words in (
+        ("none", "crystallization.enabled=true", "seed=2", "--model", MODEL),
+        ("none", "--model", MODEL, "crystallization.enabled=true", "seed=2"),
+        ("none", "crystallization.enabled=true", f"--model={MODEL}", "seed=2"),
+    ):
+        assert succeed(capsys, "plan", *words) == expected
 
 
 def test_plan_takes_a_function_and_optimizers_that_need_a_trainer(capsys, project):

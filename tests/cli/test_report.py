@@ -180,10 +180,10 @@ def test_names_are_as_short_as_they_can_be(tmp_path):
 def test_folders_without_runs_are_refused(tmp_path, capsys):
     nowhere = str(tmp_path / "nowhere")
     for words, part in (
-        (["report", nowhere], f"LOGDIR: got {nowhere!r}; allowed: a folder that exists"),
+        (["report", nowhere], f"logdir: got {nowhere!r}; allowed: a folder that exists"),
         (["report", str(tmp_path)], "a folder with TensorBoard's event files, events.out.tfevents.*"),
-        (["report", ""], "LOGDIR: got ''; allowed: a folder that exists"),
-        (["report"], "LOGDIR: got None; allowed: at least one folder"),
+        (["report", ""], "logdir: got ''; allowed: a folder that exists"),
+        (["report"], "logdir: got None; allowed: at least one folder"),
     ):
         assert main(words) == 2
         assert part in capsys.readouterr().err
