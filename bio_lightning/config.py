@@ -19,7 +19,7 @@ from omegaconf.errors import InterpolationValidationError, OmegaConfBaseExceptio
 from bio_lightning import predecessor
 from bio_lightning.callbacks import REGISTRY, BioCallback, PlasticityMechanism
 from bio_lightning.errors import BioConfigError, NoEffectWarning, nearest_name
-from bio_lightning.parameters import checked, parameters
+from bio_lightning.parameters import checked, parameters, whole_number
 from bio_lightning.settings import Settings
 
 __all__ = ["BioConfig", "as_yaml", "bio_callbacks", "check_names", "load_config", "migrate", "presets"]
@@ -386,9 +386,12 @@ def _nearest(name: str, names: Iterable[str]) -> str | None:
 
 def _assign(node: DictConfig, key: str, value: Any) -> None:
     try:
-        if _would_be_converted(node._get_node(key), value):
+        held: Any = node._get_node(key)
+        if _would_be_converted(held, value):
             raise ValidationError("")
-        OmegaConf.update(node, key, _unmarked(value), merge=False)  # an assignment would warn of conversions
+        plain = _unmarked(value)
+        plain = whole_number(plain) if isinstance(held, IntegerNode) else plain
+        OmegaConf.update(node, key, plain, merge=False)  # an assignment would warn of conversions
     except OmegaConfBaseException as error:
         raise _refusal(node, key, value, error) from None
 

@@ -15,7 +15,7 @@ from typing_extensions import dataclass_transform
 
 from bio_lightning.errors import BioConfigError, nearest_name
 
-__all__ = ["Parametrized", "Range", "checked", "default_of", "describe", "number", "parameters"]
+__all__ = ["Parametrized", "Range", "checked", "default_of", "describe", "number", "parameters", "whole_number"]
 
 
 class Range(NamedTuple):
@@ -85,7 +85,8 @@ class Parametrized:
     configuration of every dataclass instance that it meets, and so would ``hydra.utils.instantiate`` of the callbacks
     in its arguments. So a dataclass of the same fields makes constructor and repr, and keeps the fields.
 
-    Integers become floats, lists become tuples, and a bare string becomes a tuple of one where a tuple is expected.
+    Integers become floats and floats without a fraction integers, lists become tuples, and a bare string becomes a
+    tuple of one, each where that is expected.
 
     Raises:
         BioConfigError: A value has the wrong type or is out of range.
@@ -181,6 +182,16 @@ def checked(field: dataclasses.Field[Any], given: Any) -> Any:
     return value
 
 
+def whole_number(value: Any) -> Any:
+    """A float without a fraction as an integer, as YAML and JSON make no difference; anything else as it is.
+
+    Example:
+        >>> whole_number(1.0), whole_number(1.5)
+        (1, 1.5)
+    """
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 def _describe_hint(hint: Any, bounds: str = "") -> str:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is Literal:
@@ -237,6 +248,8 @@ def _convert_tuple(hint: Any, value: Any) -> tuple[Any, ...]:
 def _convert_scalar(hint: Any, value: Any) -> Any:
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
+    if hint is int:
+        value = whole_number(value)
     if type(value) is hint or (isinstance(value, hint) and not isinstance(value, bool)):
         return value
     raise _MismatchError(_describe_hint(hint))

@@ -481,7 +481,8 @@ def test_error_in_a_section_or_at_the_top_level(source, key, value, allowed, nea
         ("fuzzy_learning_rates", "nu", "much", POSITIVE, None),
         ("fuzzy_learning_rates", "nu", "0.3", POSITIVE, None),
         ("fuzzy_learning_rates", "update_every", "7", "a whole number in [1, inf)", None),
-        ("fuzzy_learning_rates", "update_every", 7.0, "a whole number in [1, inf)", None),
+        ("fuzzy_learning_rates", "update_every", 7.5, "a whole number in [1, inf)", None),
+        ("fuzzy_learning_rates", "update_every", 0.0, "a whole number in [1, inf)", None),
         ("fuzzy_learning_rates", "end_step", "7", "a whole number in [0, inf), or null", None),
         ("fuzzy_learning_rates", "seed", "7", "a whole number", None),
         ("synaptic_scaling", "target", "0.5", "a number in (0, 1], or one of layer_mean", None),
@@ -666,3 +667,20 @@ def test_override_of_a_section_that_is_off_warns():
 )
 def test_near_misses_are_found_whatever_their_case(given, meant):
     assert nearest_name(given, ["uniform", "elu", "relu", "GELU"]) == meant
+
+
+@pytest.mark.parametrize("source", [
+    {"seed": 3.0, "weight_rejuvenation": {"enabled": True, "every_n_steps": 2.0, "end_step": 1e3}},
+    OmegaConf.create("{seed: 3.0, weight_rejuvenation: {enabled: true, every_n_steps: 2.0, end_step: 1e3}}"),
+])  # fmt: skip
+def test_a_float_without_a_fraction_is_a_whole_number(source):
+    config = load_config(source)
+    for value, expected in (
+        (config.seed, 3), (config.weight_rejuvenation.every_n_steps, 2), (config.weight_rejuvenation.end_step, 1000)
+    ):  # fmt: skip
+        assert value == expected
+        assert type(value) is int
+    (rejuvenation,) = bio_callbacks(
+        {"weight_rejuvenation": {"enabled": True}}, ["weight_rejuvenation.every_n_steps=4.0"]
+    )
+    assert repr(rejuvenation.every_n_steps) == "4"
