@@ -113,7 +113,7 @@ class Parametrized:
             eq=False,
         )
         cls._fields = dataclasses.fields(made)
-        _show_made_defaults(vars(made)["__init__"], cls._fields)
+        _show_what_is_taken(vars(made)["__init__"], cls._fields)
         for name in {"__init__", "__repr__"} - vars(cls).keys():
             setattr(cls, name, vars(made)[name])
 
@@ -122,12 +122,21 @@ class Parametrized:
             setattr(self, field.name, checked(field, getattr(self, field.name)))
 
 
-def _show_made_defaults(constructor: Any, fields: Iterable[dataclasses.Field[Any]]) -> None:
-    """Let a dataclass's constructor show what a default factory makes; its own mark says nothing to jsonargparse."""
+def _show_what_is_taken(constructor: Any, fields: Iterable[dataclasses.Field[Any]]) -> None:
+    """Let a dataclass's constructor show to jsonargparse what it takes.
+
+    That is what a default factory makes, instead of the dataclass's own mark, and a bare string for a list of them.
+    """
     signature = inspect.signature(constructor)
-    made = {field.name: field.default_factory() for field in fields if callable(field.default_factory)}
-    shown = [shown.replace(default=made.get(name, shown.default)) for name, shown in signature.parameters.items()]
-    constructor.__signature__ = signature.replace(parameters=shown)
+    shown = {}
+    for field in fields:
+        default, hint = default_of(field), field.type
+        either = typing.get_args(hint) if typing.get_origin(hint) in (Union, types.UnionType) else (hint,)
+        hint = hint | str if tuple[str, ...] in either else hint
+        shown[field.name] = signature.parameters[field.name].replace(
+            annotation=hint, default=inspect.Parameter.empty if default is dataclasses.MISSING else default
+        )
+    constructor.__signature__ = signature.replace(parameters=[signature.parameters["self"], *shown.values()])
 
 
 def parameters(owner: Parametrized | type[Parametrized]) -> tuple[dataclasses.Field[Any], ...]:

@@ -153,6 +153,10 @@ def test_signature_shows_types_and_defaults():
     shown = inspect.signature(Example).parameters
     assert (shown["table"].annotation, shown["table"].default) == (dict[str, tuple[str, ...]], {})
     assert (shown["limit"].annotation, shown["limit"].default) == (int | None, None)
+    assert (shown["names"].annotation, shown["names"].default) == (tuple[str, ...] | str, ("*",))
+    assert shown["groups"].annotation == tuple[tuple[str, ...], ...], "a bare string is none of these"
+    assert inspect.signature(Narrowed).parameters["needed"].default is inspect.Parameter.empty
+    assert list(shown) == [field.name for field in parameters(Example)]
     first, second = Example(), Example()
     assert first.table is not second.table
 

@@ -12,7 +12,7 @@ import yaml
 from lightning.pytorch.cli import LightningCLI
 from omegaconf import DictConfig, OmegaConf
 
-from bio_lightning import bio_callbacks, load_config
+from bio_lightning import Crystallization, bio_callbacks, load_config
 from bio_lightning.callbacks import REGISTRY, BioCallback
 from bio_lightning.cli.lightning_cli import BioCLI
 from bio_lightning.parameters import parameters
@@ -135,6 +135,19 @@ def test_one_line_with_a_class_path(start, section, turned_on, cli):
     for app in (before, after):
         del app.config.trainer.callbacks
     assert before.config.as_dict() == after.config.as_dict()
+
+
+@pytest.mark.parametrize("cli", [LightningCLI, BioCLI])
+@pytest.mark.parametrize("include", ["network.hidden1", "net*", ["network.hidden1", "*2"]], ids=str)
+def test_patterns_with_a_class_path_may_be_a_bare_string(start, include, cli):
+    patterns = (include,) if isinstance(include, str) else tuple(include)
+    settings = {"include": include, "forward_order": include}
+    in_file = start([{**entry("crystallization"), "init_args": settings}], cli=cli)
+    flags = [f"--trainer.callbacks+={entry('crystallization')['class_path']}"]
+    flags += [f"--trainer.callbacks.{key}={value}" for key, value in settings.items()]
+    for app in (in_file, start([], *flags, cli=cli)):
+        (found,) = (callback for callback in app.trainer.callbacks if isinstance(callback, Crystallization))
+        assert (found.include, found.exclude, found.forward_order) == (patterns, (), patterns)
 
 
 @SECTIONS
