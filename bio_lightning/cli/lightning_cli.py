@@ -80,6 +80,15 @@ class BioCLI(LightningCLI):
         super().add_default_arguments_to_parser(parser)
         parser.add_argument("--bio", action=ActionParser(parser=_bio_parser()), title="Synapses of the model")
 
+    def instantiate_classes(self) -> None:
+        """Say of a callback by its ``class_path`` what it does not accept, which jsonargparse buries in a traceback."""
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            if not isinstance(error.__cause__, BioConfigError):
+                raise
+            self._parser(self.subcommand).error(f"trainer.callbacks: {error.__cause__}")
+
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """Add the callbacks that ``bio`` switches on to those of the Trainer."""
         callbacks = self._get(self.config_init, "trainer")["callbacks"] or []

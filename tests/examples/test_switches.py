@@ -231,6 +231,22 @@ def test_error_in_a_file(monkeypatch, capsys, tmp_path, bio, message, command):
     assert re.search(f"^error: {message}", last_line(capsys))
 
 
+def test_error_of_a_callback_with_a_class_path(start, capsys):
+    with pytest.raises(SystemExit) as caught:
+        start([{**entry("crystallization"), "init_args": {"floor": 3}}])
+    assert caught.value.code == 2
+    assert last_line(capsys) == "error: trainer.callbacks: floor: got 3.0; allowed: a number in (0, 1]"
+
+
+def test_an_error_of_another_class_stays_what_it_is(start, monkeypatch):
+    def fail(self, *arguments, **keywords):
+        raise ValueError("of the model")
+
+    monkeypatch.setattr(Classifier, "__init__", functools.wraps(Classifier.__init__)(fail))
+    with pytest.raises(ValueError, match="of the model"):
+        start([])
+
+
 def test_one_callback_in_two_places_is_an_error(start, capsys):
     twice = entry("crystallization")
     with pytest.raises(SystemExit) as caught:
