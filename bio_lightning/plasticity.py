@@ -89,7 +89,8 @@ class Plasticity:
                 operands = tuple(operand.shape for part in work.parts for operand in part.operands)
                 key = (layout.key, weight.dtype, weight.device, forms, operands)
                 alike.setdefault(key, []).append(work)
-        finish_together(self._jobs(mode, alike.values()))
+        if alike:  # to prepare for compiled code takes longer than to find out that there is nothing to run
+            finish_together(self._jobs(mode, alike.values()))
 
     def _jobs(self, mode: Mode, alike: Iterable[list[Work]]) -> Iterator[tuple[tuple[ProcessGroup, ...], Job]]:
         """Jobs for works that may lie side by side, each with the processes that hold its weights together."""
