@@ -336,7 +336,7 @@ def _parsed(overrides: Iterable[str] | Mapping[str, Any]) -> dict[str, Any]:
         key, equals, text = str(item).partition("=")
         if not equals or not all(key.split(".")):
             name = key.strip(".")
-            nearest = None if key in _PATHS or name in _TOP else _nearest(name, _PATHS)
+            nearest = None if key in _PATHS or key in _TOP else _nearest(name, (*_TOP, *_PATHS))
             raise BioConfigError(key or "overrides", item, "key=value, as in fuzzy_learning_rates.nu=0.3", nearest)
         try:
             parsed: Any = OmegaConf.to_container(OmegaConf.from_dotlist([item]))

@@ -141,6 +141,7 @@ def translate(given: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """
     sections: dict[str, Any] = {}
     notes = []
+    temporal = _plain(given.get("fuzzy_lr_distribution")) == "temporal"
     for name, value in given.items():
         if name not in _FIELDS:
             raise BioConfigError(str(name), value, ", ".join(_FIELDS), nearest_name(name, _FIELDS))
@@ -148,6 +149,8 @@ def translate(given: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
         first = section not in sections
         values = sections.setdefault(section, {"enabled": section in _CALLS, **_ALWAYS[section]})
         key, new = _converted(name, key, value)
+        if name == "fuzzy_lr_decay" and value == _DECAY and not temporal:
+            key = None  # its default, which nothing reads
         if name == "weight_splitting_Gamma":
             values["enabled"] = True
         if key:
@@ -156,9 +159,8 @@ def translate(given: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
         note += f": {_REMARKS[name]}" if name in _REMARKS and (key, new) != ("enabled", False) else ""
         note += f"; {section} is on, while it acted where {_CALLS[section]}" if first and section in _CALLS else ""
         notes.append(note)
-    fuzzy = sections.get("fuzzy_learning_rates", {})
-    if fuzzy.get("distribution") == "temporal":
-        fuzzy.setdefault("decay", _DECAY)
+    if temporal:
+        sections["fuzzy_learning_rates"].setdefault("decay", _DECAY)
     return sections, notes
 
 
@@ -182,7 +184,11 @@ def _converted(name: str, key: str | None, value: Any) -> tuple[str | None, Any]
         return "enabled", False
     if name == "weight_splitting_activation_function":
         return key, _activation(name, value)
-    return key, value.value if isinstance(value, enum.Enum) else value
+    return key, _plain(value)
+
+
+def _plain(value: Any) -> Any:
+    return value.value if isinstance(value, enum.Enum) else value
 
 
 def _activation(field: str, value: Any) -> str | None:

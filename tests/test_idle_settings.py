@@ -126,6 +126,7 @@ def told(callbacks):
         (DalesPrinciple(axis="postsynaptic", input_layer=True), "input_layer: true", "axis: postsynaptic",
          "axis: presynaptic"),
         (BioMonitor(alerts=False, alert_share=0.1), "alert_share: 0.1", "alerts: false", "alerts: true"),
+        (BioMonitor(alerts=False, alert_patience=3), "alert_patience: 3", "alerts: false", "alerts: true"),
     ],
 )  # fmt: skip
 def test_warning_names_key_value_and_mode(callback, setting, now, wanted):

@@ -235,7 +235,7 @@ def test_gamma_switches_splitting_on_in_any_order():
 def test_an_instance_is_translated_whole(reported):
     old = Old(functional.relu, fuzzy_learning_rate_factor_nu=0.09, weight_splitting_Gamma=2, apply_dales_principle=True)
     fuzzy, volume, crystallization, rejuvenation, dale, splitting = bio_callbacks(old, ["crystallization.floor=0.2"])
-    assert (fuzzy.nu, fuzzy.distribution, fuzzy.decay) == (0.09, "uniform", 0.9995)
+    assert (fuzzy.nu, fuzzy.distribution) == (0.09, "uniform")
     assert (volume.normalize, volume.reference, volume.base_lr) == (False, "absolute", 0.1)
     assert (crystallization.floor, crystallization.recovery) == (0.2, 0.01)
     assert (rejuvenation.reference, rejuvenation.every_n_steps) == ("current", 100)
@@ -244,10 +244,18 @@ def test_an_instance_is_translated_whole(reported):
     assert [line.split("=")[0] for line in reported] == [f"bio_lightning: {field}" for field in Old._fields]
 
 
-def test_defaults_of_the_predecessor_leave_splitting_and_dale_off():
-    assert [callback.name for callback in bio_callbacks(Old())] == [
+def test_defaults_of_the_predecessor_leave_splitting_and_dale_off_and_set_nothing_in_vain():
+    callbacks = bio_callbacks(Old())
+    assert [callback.name for callback in callbacks] == [
         "fuzzy_learning_rates", "volume_dependent_lr", "crystallization", "weight_rejuvenation"
     ]  # fmt: skip
+    assert [line for callback in callbacks for line in callback.idle_settings()] == []
+
+
+@pytest.mark.parametrize(("distribution", "decay"), [("uniform", 0.97), ("temporal", 0.9995)])
+def test_the_default_decay_is_kept_where_something_reads_it(distribution, decay):
+    assert bio_callbacks(Old(fuzzy_lr_distribution=distribution))[0].decay == decay
+    assert bio_callbacks(Old(fuzzy_lr_distribution=distribution, fuzzy_lr_decay=0.5))[0].decay == 0.5
 
 
 def test_result_is_an_ordinary_config_reported_once(reported):

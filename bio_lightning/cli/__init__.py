@@ -56,7 +56,7 @@ def _ordered(words: Sequence[str]) -> list[str]:
     """The command, its options, and then all other words: argparse takes these only where they stand in one row.
 
     Raises:
-        BioConfigError: There is no such command, or an argument is missing.
+        BioConfigError: There is no such command or option, or an argument is missing.
     """
     name = words[0] if words else None
     if name is not None and name.startswith("-"):
@@ -66,24 +66,32 @@ def _ordered(words: Sequence[str]) -> list[str]:
     options: list[str] = []
     others: list[str] = []
     takes_next = False
-    for word in words[1:]:
+    dashes = words.index("--") if "--" in words else len(words)
+    for word in words[1:dashes]:
         is_option = word.startswith("-")
         (options if is_option or takes_next else others).append(word)
         takes_next = is_option and "=" not in word
-    given = {option.partition("=")[0] for option in options}
+    others += words[dashes + 1 :]
+    given = {option.partition("=")[0] for option in options if option.startswith("-")}
     if not given & {"-h", "--help"}:
         _check_complete(_BY_NAME[name], given, len(others))
+    if dashes < len(words):
+        return [name, *options, "--", *others]
     without_value = [options.pop()] if takes_next else []
     return [name, *options, *others, *without_value]
 
 
 def _check_complete(command: Callable[..., Any], options: Collection[str], others: int) -> None:
-    """Whether all is there that a command cannot do without; jsonargparse would call it by a name of its own."""
-    required = [p for p in inspect.signature(command).parameters.values() if p.default is p.empty]
-    by_place = [p.name for p in required if p.kind is _POSITIONAL]
-    by_name = [p.name for p in required if p.kind is inspect.Parameter.KEYWORD_ONLY]
+    """Whether all is there that a command needs, and no option that it lacks; jsonargparse has other names for them."""
+    parameters = inspect.signature(command).parameters.values()
+    by_place = [p.name for p in parameters if p.kind is _POSITIONAL and p.default is p.empty]
+    named = {f"--{p.name}": p for p in parameters if p.name not in by_place and p.kind is not _ANY_NUMBER}
+    for option in options:
+        if option not in named:
+            allowed = ", ".join(named) or "no option but --help"
+            raise BioConfigError(command.__name__, option, allowed, nearest_name(option, named))
     missing = {name: name for name in by_place[others:]}
-    missing |= {f"--{name}": name for name in by_name if f"--{name}" not in options}
+    missing |= {key: p.name for key, p in named.items() if p.default is p.empty and key not in options}
     shown = next(iter(missing), None)
     if shown is not None:
         raise BioConfigError(shown, None, arguments(command)[missing[shown]].rstrip("."))

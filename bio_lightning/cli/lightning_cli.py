@@ -81,13 +81,13 @@ class BioCLI(LightningCLI):
         parser.add_argument("--bio", action=ActionParser(parser=_bio_parser()), title="Synapses of the model")
 
     def instantiate_classes(self) -> None:
-        """Say of a callback by its ``class_path`` what it does not accept, which jsonargparse buries in a traceback."""
+        """Say what a callback by its ``class_path`` does not accept, which jsonargparse buries in a traceback."""
         try:
             super().instantiate_classes()
         except ValueError as error:
             if not isinstance(error.__cause__, BioConfigError):
                 raise
-            self._parser(self.subcommand).error(f"trainer.callbacks: {error.__cause__}")
+            self._parser(self.subcommand).error(str(error.__cause__))
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """Add the callbacks that ``bio`` switches on to those of the Trainer."""

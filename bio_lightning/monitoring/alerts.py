@@ -155,7 +155,7 @@ _RESTING = {
     ),
     "synapse_spread": (
         "{mechanism} has had no effect on {layer} for {steps} steps: every connection learns as one weight would;"
-        " add fuzzy_learning_rates, crystallization or weight_rejuvenation (with a {mechanism}.gamma above 1), or leave"
-        " the layer out with {mechanism}.exclude"
+        " raise {mechanism}.gamma above 1; add fuzzy_learning_rates, volume_dependent_lr, crystallization (criterion:"
+        " gradient) or weight_rejuvenation; or leave the layer out with {mechanism}.exclude"
     ),
 }

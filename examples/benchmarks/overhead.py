@@ -34,6 +34,7 @@ SLOW = ("compilation",)
 HEADING = """# What the mechanisms cost
 
 Written by `python examples/benchmarks/overhead.py{arguments}`; ratios are to be trusted more than times.
+[NOTES.md](NOTES.md) says what stands in the way where less was reached than asked.
 """
 
 

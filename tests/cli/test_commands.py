@@ -78,7 +78,10 @@ def test_unknown_command_names_the_likely_one(capsys):
         (("plan", "default"), f"--model: got None; allowed: {arguments(plan)['model'].rstrip('.')}"),
         (("plan", "default", "--model"), "argument --model: expected one argument"),
         (("report", "runs", "--out"), "argument --out: expected one argument"),
-        (("presets", "--nowhere"), "unrecognized arguments: --nowhere"),
+        (("presets", "--nowhere"), "presets: got '--nowhere'; allowed: no option but --help"),
+        (("plan", "--modl", MODEL, "default"), "plan: got '--modl'; allowed: --model. Did you mean '--model'?"),
+        (("plan", "-m", MODEL, "default"), "plan: got '-m'; allowed: --model"),
+        (("show", "--", "--preset"), "source: got '--preset'; allowed: a YAML file that exists, or a preset: all,"),
         (("check", "default", "none"), "unrecognized arguments: none"),
         (("--nowhere",), "unrecognized arguments: --nowhere"),
     ],
@@ -86,7 +89,7 @@ def test_unknown_command_names_the_likely_one(capsys):
 )  # fmt: skip
 def test_missing_or_unknown_argument_is_refused_in_one_line(capsys, words, message):
     *tip, line = refuse(capsys, *words).splitlines()
-    assert line == f"error: {message}"
+    assert line.startswith(f"error: {message}") if message.endswith(",") else line == f"error: {message}"
     assert all(line.startswith("tip: ") for line in tip)
     assert len(tip) <= 1
 
@@ -98,6 +101,13 @@ def test_a_key_with_an_empty_part_is_named(capsys, key):
             f"error: {key}: got '{key}=1'; allowed: key=value, as in fuzzy_learning_rates.nu=0.3."
             " Did you mean 'crystallization.floor'?\n"
         )
+
+
+@pytest.mark.parametrize("words", [("--", "none", "seed=2"), ("none", "--", "seed=2"), ("none", "seed=2", "--")])
+def test_words_behind_two_dashes_are_no_options(capsys, words):
+    assert succeed(capsys, "show", *words) == succeed(capsys, "show", "none", "seed=2")
+    expected = succeed(capsys, "plan", "none", "seed=2", "--model", MODEL)
+    assert succeed(capsys, "plan", "--model", MODEL, *words) == expected
 
 
 def test_runs_as_a_program(tmp_path):

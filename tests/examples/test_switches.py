@@ -235,7 +235,7 @@ def test_error_of_a_callback_with_a_class_path(start, capsys):
     with pytest.raises(SystemExit) as caught:
         start([{**entry("crystallization"), "init_args": {"floor": 3}}])
     assert caught.value.code == 2
-    assert last_line(capsys) == "error: trainer.callbacks: floor: got 3.0; allowed: a number in (0, 1]"
+    assert last_line(capsys) == "error: floor: got 3.0; allowed: a number in (0, 1]"
 
 
 def test_an_error_of_another_class_stays_what_it_is(start, monkeypatch):
