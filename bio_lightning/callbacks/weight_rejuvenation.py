@@ -88,7 +88,7 @@ class WeightRejuvenation(ScheduledMechanism):
     def choose_targets(self, session: Session) -> None:
         """Choose the targets; an output layer has no nonlinearity, so its units are never dormant."""
         super().choose_targets(session)
-        self._totals: dict[str, Tensor] = {}  # sums of the weights at the latest event
+        self._found: dict[str, Tensor] = {}  # NaN where a weight was at the latest event
         self._readers: dict[str, list[tuple[Synapses, int]] | None] = {}
         for name, synapses in list(self.targets.items()):
             if synapses.padding_row is not None and synapses.shape[0] == 1:  # an embedding without a synapse
@@ -199,10 +199,10 @@ class WeightRejuvenation(ScheduledMechanism):
         moments = self._moments_of(session, synapses.name, owner, synapses.weight)
         return [*session.kept(synapses, step), *moments]
 
-    def _look_for_nan(self, name: str, weight: Tensor, total: Tensor) -> None:
+    def _look_for_nan(self, name: str, weight: Tensor, found: Tensor) -> None:
         """At once on a CPU; elsewhere at the next event, as looking at a value would wait for the device."""
-        seen = total if _is_at_hand(total) else self._totals.get(name)
-        self._totals[name] = total.to("cpu", non_blocking=True)
+        seen = found if _is_at_hand(found) else self._found.get(name)
+        self._found[name] = found.to("cpu", non_blocking=True)
         if seen is not None and bool(seen.isnan().tolist()):  # NaN among the weights, or infinities of both signs
             self._raise_on_nan(name, weight)
 
