@@ -10,7 +10,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped] # has no types
 from lightning.pytorch.core.saving import load_hparams_from_yaml
 from tensorboard.backend.event_processing import event_accumulator, event_file_loader
 from tensorboard.backend.event_processing.directory_watcher import DirectoryWatcher
@@ -121,11 +120,8 @@ class _EventFile(event_file_loader.RawEventFileLoader):  # type: ignore[misc] # 
     def Load(self) -> Iterator[Any]:  # noqa: N802 - TensorBoard's name
         """Events, as far as they can be read; ``end`` is the byte behind them."""
         for record in super().Load():
-            event = _event(record)
-            if event is None:
-                return
             self.end += _HEAD.size + len(record) + _FOOT.size
-            yield event
+            yield Event.FromString(record)
 
     def is_damaged(self) -> bool:
         """Whether the next record is wrong, and not just unfinished, as a killed run leaves its last one."""
@@ -138,17 +134,7 @@ class _EventFile(event_file_loader.RawEventFileLoader):  # type: ignore[misc] # 
             if masked_crc32c(head[:8]) != checksum:
                 return True
             event, foot = file.read(length), file.read(_FOOT.size)
-        if len(foot) < _FOOT.size:
-            return False
-        return masked_crc32c(event) != _FOOT.unpack(foot)[0] or _event(event) is None
-
-
-def _event(record: bytes) -> Any:
-    """The event that a record holds, None where it holds something else."""
-    try:
-        return Event.FromString(record)
-    except DecodeError:
-        return None
+        return len(foot) == _FOOT.size and masked_crc32c(event) != _FOOT.unpack(foot)[0]
 
 
 def _beside(path: Path) -> dict[str, object]:
