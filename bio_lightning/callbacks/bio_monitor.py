@@ -189,8 +189,8 @@ class BioMonitor(BioCallback):
         count = _batches_that_stepped(trainer) + 1
         self._due["numbers"] |= _lightning_logs(trainer, count)
         self._due["ranks"] |= _falls_on(count, self.rank_every_n_steps)
-        shown = any(map(loggers.takes_histograms, trainer.loggers))
-        self._due["histograms"] |= shown and _falls_on(count, self.histogram_every_n_steps)
+        if _falls_on(count, self.histogram_every_n_steps):
+            self._due["histograms"] |= any(map(loggers.takes_histograms, trainer.loggers))
         if any(self._due.values()):
             moves = self._due["numbers"] and self._looks(trainer)
             self._probes.open(moves=moves, ranks=self._due["ranks"])

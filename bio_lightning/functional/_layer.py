@@ -14,7 +14,7 @@ from bio_lightning.functional._shards import add_up_all
 
 __all__ = ["add_pieces", "computing_dtype", "count_positive_", "mean", "mean_abs", "pieces", "ratio", "std", "total"]
 
-_PIECE = 1 << 16
+_PIECE = 1 << 18
 
 
 def computing_dtype(tensor: Tensor) -> torch.dtype:
@@ -53,8 +53,8 @@ def count_positive_(tensor: Tensor) -> Tensor:
 
     Ones and zeros of the tensor's own type add up several times as fast as bools.
     """
-    exact = tensor.dtype in (torch.float32, torch.float64) and tensor.numel() < 1 << 24
-    return tensor.gt_(0).sum(dtype=None if exact else torch.float64)
+    exact = tensor.dtype in (torch.float32, torch.float64, torch.int32) and tensor.numel() < 1 << 24
+    return tensor.gt_(0).sum(dtype=tensor.dtype if exact else torch.float64)
 
 
 def mean(x: Tensor) -> Tensor:
@@ -82,5 +82,4 @@ def std(x: Tensor) -> Tensor:
 
 def ratio(numerator: Tensor, denominator: Tensor, at_zero: float) -> Tensor:
     """``numerator / denominator``, and ``at_zero`` where the denominator is 0: no 0/0 without a chosen meaning."""
-    safe = torch.where(denominator == 0, torch.ones_like(denominator), denominator)
-    return torch.where(denominator == 0, torch.full_like(safe, at_zero), numerator / safe)
+    return torch.where(denominator == 0, at_zero, numerator / denominator)

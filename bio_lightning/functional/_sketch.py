@@ -57,18 +57,18 @@ def sketched_quantiles(counts: Tensor, probabilities: tuple[float, ...]) -> Tens
     """Quantiles of what was counted, each within ``ACCURACY`` of a value that was there.
 
     Args:
-        counts: Sum of what :func:`sketch` returned, shape ``(BINS,)``; at least one value.
+        counts: Sum of what :func:`sketch` returned, shape ``(..., BINS)``; at least one value.
         probabilities: In [0, 1]; the quantile at ``p`` is the value with ``floor(p * (n - 1))`` smaller ones.
 
     Returns:
-        float64, shape ``(len(probabilities),)``.
+        float64, shape ``(..., len(probabilities))``.
 
     Example:
         >>> sketched_quantiles(sketch(torch.tensor([0.0, 2.0, 0.0])), (0.0, 1.0))
         tensor([0.0000, 2.0078], dtype=torch.float64)
     """
-    cumulated = counts.to(torch.float64).cumsum(0)
-    rank = torch.tensor(probabilities, dtype=torch.float64, device=counts.device) * (cumulated[-1] - 1)
+    cumulated = counts.to(torch.float64).cumsum(-1)
+    rank = torch.tensor(probabilities, dtype=torch.float64, device=counts.device) * (cumulated[..., -1:] - 1)
     index = torch.searchsorted(cumulated, rank, right=True).clamp(max=BINS - 1)
     edges = ((torch.stack([index, index + 1]) + (_SMALLEST - 1)) << _LOWER).to(torch.int32).view(torch.float32)
     low, high = edges.to(torch.float64)

@@ -82,6 +82,7 @@ class ExcitationInhibition(Metric):
 
 
 def _sums(weight: Tensor) -> tuple[Tensor, ...]:
-    signed = weight.to(torch.float64)
-    inhibition = (-signed).relu_().sum()
-    return signed.relu().sum(), inhibition, count_positive_(weight.clone()), count_positive_(-weight)
+    signed = weight.to(torch.float64, copy=True)
+    difference, positive, negative = signed.sum(), count_positive_(weight.clone()), count_positive_(-weight)
+    total = signed.abs_().sum()  # where all have one sign, exactly as far from 0 as the difference
+    return (total + difference) / 2, (total - difference) / 2, positive, negative

@@ -103,15 +103,15 @@ class MultiplierSpread(Metric):
             "std": variance.clamp(min=0).sqrt(),
             "min": torch.where(empty, neutral, self.lowest),
             "max": torch.where(empty, neutral, self.highest),
-            **dict(zip(names, torch.where(empty, neutral, self._quantiles()), strict=True)),
+            **{name: torch.where(empty, neutral, each) for name, each in zip(names, self._quantiles(), strict=True)},
         }
 
-    def _quantiles(self) -> Tensor:
+    def _quantiles(self) -> tuple[Tensor, ...]:
         """What the bins say, within what is known to be there: so constant multipliers have exact quantiles."""
         if not self.quantiles:
-            return self.count.new_empty(0)
-        estimate = sketched_quantiles(self.bins, self.quantiles)
-        return torch.minimum(torch.maximum(estimate, self.lowest), self.highest)
+            return ()
+        estimates = sketched_quantiles(self.bins, self.quantiles).unbind(-1)
+        return tuple(torch.minimum(torch.maximum(each, self.lowest), self.highest) for each in estimates)
 
 
 def _sums(multiplier: Tensor) -> tuple[Tensor, Tensor]:

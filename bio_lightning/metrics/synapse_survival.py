@@ -87,6 +87,6 @@ class SynapseSurvival(Metric):
         """The shares and the mean over all synapses so far."""
         shares = {
             f"older_than_{steps}": ratio(older, self.count, at_zero=0.0)
-            for steps, older in zip(self.older_than, self.older, strict=True)
+            for steps, older in zip(self.older_than, self.older.unbind(-1), strict=True)
         }
         return {**shares, "age_mean": ratio(self.total_age, self.count, at_zero=0.0)}

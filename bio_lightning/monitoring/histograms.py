@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from bio_lightning.functional._layer import computing_dtype
+from bio_lightning.functional._layer import computing_dtype, pieces
 
 __all__ = ["BINS", "Histogram", "histograms"]
 
@@ -64,9 +64,11 @@ def histograms(tensors: Mapping[str, Tensor], bins: int = BINS) -> dict[str, His
 
 def _row(values: Tensor, low: float, high: float, bins: int) -> Tensor:
     """Sum, sum of squares and counts, float64."""
-    width = (high - low) / bins
-    place = ((values - low) / width if width > 0 else torch.zeros_like(values)).nan_to_num_()
-    counts = torch.bincount(place.clamp_(0, bins - 1).to(torch.int32).flatten(), minlength=bins)
+    scale = bins / (high - low) if high > low else 0.0
+    counts = torch.zeros(bins, dtype=torch.int64, device=values.device)
+    for piece in pieces(values):
+        place = (piece - low).mul_(scale).nan_to_num_().clamp_(0, bins - 1)
+        counts += torch.bincount(place.to(torch.int32), minlength=bins)
     squares = torch.linalg.vector_norm(values, dtype=torch.float64).square()
     return torch.cat([torch.stack([values.sum(dtype=torch.float64), squares]), counts])
 

@@ -88,11 +88,14 @@ class Probes:
     @torch.no_grad()
     def see_gradients(self, trainer: pl.Trainer, optimizer: Optimizer) -> None:
         """The gradients that an optimizer is about to use, before clipping; not where only its step unscales them."""
+        if not self._looks_at_moves:
+            return
         scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
-        if self._looks_at_moves and not (scaled and getattr(optimizer, "_step_supports_amp_scaling", False)):
-            for layer in self._owned_by(optimizer):
-                if layer.weight.grad is not None:
-                    self._move("gradient_ratio", layer).update(whole(layer.weight.grad), whole(layer.weight.detach()))
+        if scaled and getattr(optimizer, "_step_supports_amp_scaling", False):
+            return
+        for layer in self._owned_by(optimizer):
+            if layer.weight.grad is not None:
+                self._move("gradient_ratio", layer).update(whole(layer.weight.grad), whole(layer.weight.detach()))
 
     @torch.no_grad()
     def _see_updates(self, optimizer: Optimizer, *_: Any) -> None:

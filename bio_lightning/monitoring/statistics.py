@@ -56,7 +56,8 @@ class Family(NamedTuple):
     """Statistics that one metric computes.
 
     Args:
-        metric: Its class, or a function that gives one.
+        metric: Its class, or a function that gives one. Of states with a leading axis ``compute`` gives numbers along
+            it, save for a :class:`DormantFraction` and an :class:`ActivationRank`.
         prefix: Of their names, in front of what ``compute`` calls them; the whole name where it computes one number.
     """
 
@@ -125,40 +126,48 @@ class Statistics:
     @torch.no_grad()
     def by_tag(self, series: Series) -> dict[str, float]:
         """What the metrics compute, and what they compute for all layers together, in one transfer from the device."""
-        found: dict[str, Tensor] = {}
+        tags: list[str] = []
+        found: list[Tensor] = []
         for (group, family), metrics in series.items():
-            computed = {layer: _computed(family, metric) for layer, metric in metrics.items()}
-            computed[OVERALL] = self._overall(group, family, metrics, computed)
-            for layer, statistics in computed.items():
-                found.update({f"bio/{group}/{name}/{layer}": value for name, value in statistics.items()})
+            prefix = FAMILIES[family].prefix
+            for statistic, values in self._computed(group, family, metrics).items():
+                tags += [f"bio/{group}/{prefix}{statistic}/{layer}" for layer in (*metrics, OVERALL)]
+                found.append(values)
         if not found:
             return {}
-        device = next(iter(found.values())).device
-        values = torch.stack([value.to(device) for value in found.values()]).tolist()
-        numbers = dict(zip(found, values, strict=True))
+        numbers = torch.cat([values.to(found[0].device) for values in found]).tolist()
         # without a death there is no lifetime yet
-        return {tag: number for tag, number in numbers.items() if not ("/lifetime_" in tag and number == float("inf"))}
+        return {
+            tag: number
+            for tag, number in zip(tags, numbers, strict=True)
+            if not ("/lifetime_" in tag and number == float("inf"))
+        }
 
-    def _overall(
-        self, group: str, family: str, metrics: Mapping[str, Metric], computed: Mapping[str, Mapping[str, Tensor]]
-    ) -> dict[str, Tensor]:
+    def _computed(self, group: str, family: str, metrics: Mapping[str, Metric]) -> dict[str, Tensor]:
+        """Statistics by name, each of every layer and, last, of all together: ``(layers + 1,)``."""
         first = next(iter(metrics.values()))
-        if not isinstance(first, (DormantFraction, ActivationRank)):
-            merged = self.metric(group, family, OVERALL, first.device)
-            for metric in metrics.values():
-                merged.merge_state(metric)
-            return _computed(family, merged)
-        # states of layers with different numbers of units do not merge: every unit counts once, or every rank
-        sizes = [float(sum(m.units)) if isinstance(m, DormantFraction) else 1.0 for m in metrics.values()]
-        shares = torch.tensor(sizes, dtype=torch.float64, device=first.device) / sum(sizes)
-        rows = [computed[layer] for layer in metrics]
-        return {name: torch.stack([row[name] for row in rows]) @ shares for name in rows[0]}
+        if isinstance(first, (DormantFraction, ActivationRank)):
+            return _averaged(list(metrics.values()))
+        # states of one shape lie side by side, so that one call computes of all layers what it would of one
+        together = self.metric(group, family, OVERALL, first.device)
+        for name, reduction in together._reductions.items():
+            states = torch.stack([cast("Tensor", getattr(m, name)).to(first.device) for m in metrics.values()])
+            overall = cast("Callable[[Tensor], Tensor]", reduction)(states)
+            vars(together)[name] = torch.cat([states, overall.unsqueeze(0)])
+        return _by_name(type(together).compute(together))
 
 
-def _computed(family: str, metric: Metric) -> dict[str, Tensor]:
-    """Statistics by name."""
-    prefix, computed = FAMILIES[family].prefix, type(metric).compute(metric)
-    return {prefix: computed} if isinstance(computed, Tensor) else {f"{prefix}{k}": v for k, v in computed.items()}
+def _averaged(metrics: Sequence[Metric]) -> dict[str, Tensor]:
+    """Of layers with different numbers of units, whose states do not merge: every unit counts once, or every rank."""
+    sizes = [float(sum(m.units)) if isinstance(m, DormantFraction) else 1.0 for m in metrics]
+    rows = [_by_name(type(metric).compute(metric)) for metric in metrics]
+    columns = {name: torch.stack([row[name].to(metrics[0].device) for row in rows]) for name in rows[0]}
+    shares = torch.tensor(sizes, dtype=torch.float64, device=metrics[0].device) / sum(sizes)
+    return {name: torch.cat([values, (values @ shares).unsqueeze(0)]) for name, values in columns.items()}
+
+
+def _by_name(computed: Tensor | dict[str, Tensor]) -> dict[str, Tensor]:
+    return {"": computed} if isinstance(computed, Tensor) else computed
 
 
 def sum_over_ranks(metrics: Sequence[Metric]) -> None:
