@@ -29,7 +29,7 @@ def multipliers(pl_module: nn.Module) -> dict[str, Tensor]:
     found = {}
     for name, synapses in session.synapses.items():
         step = session.step_of(synapses)
-        kept = [m.part(session, synapses, step) for m in session.acting(synapses) if m.keeps_multiplier]
+        kept = [m.part(session, [synapses], step) for m in session.acting(synapses) if m.keeps_multiplier]
         weight = synapses.weight.detach()
         factor = session.plasticity.factor([part for part in kept if part is not None], weight)
         if factor is not None:

@@ -29,6 +29,7 @@ class Layout:
     def __init__(self, weight: Tensor, leading: int = 1) -> None:
         self._lies = _how_it_lies(weight)
         whole, start, part = tuple(weight.shape), start_of(weight), local(weight)
+        self._is_part = part is not weight
         shape, strides = tuple(part.shape), part.stride()
         self._leading = leading
         self._shape = shape
@@ -85,27 +86,29 @@ class Layout:
             moved = part.detach().permute(self._order)
             moved.copy_(matrix.view(moved.shape))
 
-    def stack(self, tensors: Sequence[Tensor | None]) -> Tensor:
+    def stack(self, tensors: Sequence[Tensor]) -> Tensor:
         """Several tensors of the weight's shape as the rows of one matrix: a copy."""
-        return self._side_by_side(torch.stack([local(tensor) for tensor in tensors if tensor is not None]))
+        return self._side_by_side(torch.stack(self._parts(tensors)))
 
-    def stack_operands(self, tensors: Sequence[Tensor]) -> Tensor:
-        """Several tensors that broadcast against the weight as the rows of one matrix, spread out."""
-        whole = torch.stack(list(tensors))
-        padded = whole.view(len(whole), *(1,) * (len(self._shape) + 1 - whole.ndim), *whole.shape[1:])
-        return self._side_by_side(padded.expand(len(whole), *self._shape))
+    def spread(self, operands: Tensor, count: int) -> Tensor:
+        """What broadcasts against several weights, one or all of them on the first axis, as rows of one matrix."""
+        padded = operands.view(len(operands), *(1,) * (len(self._shape) + 1 - operands.ndim), *operands.shape[1:])
+        return self._side_by_side(padded.expand(count, *self._shape))
 
     def _side_by_side(self, whole: Tensor) -> Tensor:
         return whole.permute(0, *(dim + 1 for dim in self._order)).flatten(1)
 
-    def scatter(self, rows: Tensor, tensors: Sequence[Tensor | None]) -> None:
+    def _parts(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        return [local(tensor) for tensor in tensors] if self._is_part else list(tensors)
+
+    def scatter(self, rows: Tensor, tensors: Sequence[Tensor]) -> None:
         """Put every row back into its tensor."""
         moved = rows.view(len(rows), *(self._shape[dim] for dim in self._order))
         back = [0] * len(self._order)
         for place, dim in enumerate(self._order):
             back[dim] = place + 1
         pieces = moved.permute(0, *back).unbind(0)
-        torch._foreach_copy_([local(tensor) for tensor in tensors if tensor is not None], list(pieces))
+        torch._foreach_copy_(self._parts(tensors), list(pieces))
 
     def operand(self, tensor: Tensor) -> Tensor:
         """A tensor that broadcasts against the weight as one that broadcasts against the matrix."""

@@ -16,7 +16,7 @@ from torch.distributed import ProcessGroup
 from bio_lightning.events import Change, Kept, change_weight, draw
 from bio_lightning.functional._layer import computing_dtype, mean
 from bio_lightning.functional._shards import as_part, in_parts_of, like_held, local, start_of
-from bio_lightning.functional.noise import Noise, element_index
+from bio_lightning.functional.noise import Noises, element_index
 from bio_lightning.kernels import Block, Data, Form, Job, Mode, Rule, finish_together, run
 from bio_lightning.layout import Layout
 from bio_lightning.synapses import Synapses
@@ -33,29 +33,32 @@ TOGETHER = 1 << 20
 
 
 class Part(NamedTuple):
-    """What one mechanism adds to the pass over one weight tensor.
+    """What one mechanism adds to the pass over one weight, or over several that lie side by side.
 
     Args:
         form: Its rules.
-        state: Its stored tensor, in the shape of the weight.
-        noise: Its draw.
-        operands: Further tensors, broadcastable to the weight, or to this process's part of it.
+        states: Its stored tensors, one of the shape of each weight; none where it stores nothing.
+        noise: Its draws.
+        operands: Further tensors, with an axis of one or all weights in front of what broadcasts against a weight, or
+            against this process's part of it.
     """
 
     form: Form
-    state: Tensor | None = None
-    noise: Noise | None = None
+    states: tuple[Tensor, ...] = ()
+    noise: Noises | None = None
     operands: tuple[Tensor, ...] = ()
 
 
 class Work(NamedTuple):
-    """One weight tensor in a pass, with what the mechanisms do to it."""
+    """One weight in a pass, or several that lie side by side, with what the mechanisms do to them."""
 
-    synapses: Synapses
+    layers: Sequence[Synapses]
     parts: tuple[Part, ...]
 
     def during(self, mode: Mode) -> Work:
         """What is left of it in a mode."""
+        if mode == "gradient":
+            return self
         parts = (part._replace(form=part.form.during(mode)) for part in self.parts)
         return self._replace(parts=tuple(part for part in parts if any(rule is not None for rule in part.form)))
 
@@ -74,35 +77,25 @@ class Plasticity:
 
     @torch.no_grad()
     def run(self, mode: Mode, works: Iterable[Work]) -> None:
-        """The pass of one step, see :data:`~bio_lightning.kernels.Mode`; small layers of one shape together."""
-        alike: dict[tuple[object, ...], list[Work]] = {}
-        for whole in works:
-            work = whole if mode == "gradient" else whole.during(mode)
-            if mode != "before" and not work.parts:
-                continue
-            weight = work.synapses.weight
-            layout = self._layout(work.synapses)
-            if layout.size > SMALL:
-                alike[work.synapses,] = [work]
-            else:
-                forms = tuple(part.form for part in work.parts)
-                operands = tuple(operand.shape for part in work.parts for operand in part.operands)
-                key = (layout.key, weight.dtype, weight.device, forms, operands)
-                alike.setdefault(key, []).append(work)
-        if alike:  # to prepare for compiled code takes longer than to find out that there is nothing to run
-            finish_together(self._jobs(mode, alike.values()))
+        """The pass of one step, see :data:`~bio_lightning.kernels.Mode`."""
+        left = [work.during(mode) for work in works]
+        left = [work for work in left if work.parts or mode == "before"]
+        if left:  # to prepare for compiled code takes longer than to find out that there is nothing to run
+            finish_together(self._jobs(mode, left))
 
-    def _jobs(self, mode: Mode, alike: Iterable[list[Work]]) -> Iterator[tuple[tuple[ProcessGroup, ...], Job]]:
-        """Jobs for works that may lie side by side, each with the processes that hold its weights together."""
-        for found in alike:
-            layout = self._layout(found[0].synapses)
-            most = max(TOGETHER // max(layout.size, 1), 1)
-            for first in range(0, len(found), most):
-                group = found[first : first + most]
-                if len(group) == 1:
-                    yield layout.groups, self._run_one(mode, group[0], layout)
-                else:
-                    yield layout.groups, self._run_side_by_side(mode, group, layout)
+    def _jobs(self, mode: Mode, works: Iterable[Work]) -> Iterator[tuple[tuple[ProcessGroup, ...], Job]]:
+        """A job for each work, with the processes that hold its weights together."""
+        for work in works:
+            layout = self._layout(work.layers[0])
+            job = self._run_one if len(work.layers) == 1 else self._run_side_by_side
+            yield layout.groups, job(mode, work, layout)
+
+    def place(self, synapses: Synapses) -> tuple[object, int]:
+        """How a weight lies, and how many that lie so and are worked on alike may do so side by side: at least 1."""
+        layout = self._layout(synapses)
+        weight = synapses.weight
+        most = TOGETHER // max(layout.size, 1) if layout.size <= SMALL else 1
+        return (layout.key, weight.dtype, weight.device), most
 
     def change(self, synapses: Synapses, change: Change, kept: Sequence[Kept] = ()) -> Tensor:
         """An event: a change of some synapses, see :func:`~bio_lightning.events.change_weight`."""
@@ -118,7 +111,7 @@ class Plasticity:
         """Product of what the mechanisms do to a weight's learning rate, in its shape; None when none acts.
 
         Args:
-            parts: What the mechanisms do, in the library's order.
+            parts: What the mechanisms do to this weight alone, in the library's order.
             weight: Its values before the optimizer step.
         """
         part = local(weight)
@@ -126,9 +119,7 @@ class Plasticity:
         if any(each.noise is not None for each in parts):
             index = element_index(part.shape, full_shape=weight.shape, start=start_of(weight), device=weight.device)
         with in_parts_of(weight):
-            held = [
-                each._replace(state=None if each.state is None else like_held(each.state, weight)) for each in parts
-            ]
+            held = [each._replace(states=tuple(like_held(state, weight) for state in each.states)) for each in parts]
             factor = self._factor(held, part, index)
         return None if factor is None else as_part(factor.expand(part.shape), weight)
 
@@ -142,9 +133,9 @@ class Plasticity:
                 continue
             if average is None and any(r is not None and r.reads_average for r in (rule, part.form.statistic)):
                 average = mean(weight.abs())
-            draw = None if part.noise is None or index is None else part.noise.at(index)
-            state = None if part.state is None else part.state.to(computing_dtype(part.state))
-            block = Block(weight, None, average, None, state, draw, part.operands)
+            draw = None if part.noise is None or index is None else part.noise.first().at(index)
+            state = part.states[0].to(computing_dtype(part.states[0])) if part.states else None
+            block = Block(weight, None, average, None, state, draw, tuple(operand[0] for operand in part.operands))
             if part.form.statistic is not None:
                 block = block._replace(mean=mean(part.form.statistic(block)))
             factor = rule(block)
@@ -175,22 +166,20 @@ class Plasticity:
             held = self._snapshots[synapses.name] = torch.empty_like(weight, requires_grad=False)
         return held
 
-    @staticmethod
-    def _data(part: Part, layout: Layout) -> Data:
-        return Data(
-            None if part.state is None else layout.matrix(part.state),
-            None if part.noise is None else part.noise.keys(),
-            None,
-            tuple(layout.operand(operand) for operand in part.operands),
-        )
-
     def _run_one(self, mode: Mode, work: Work, layout: Layout) -> Job:
-        weight = work.synapses.weight.detach()
-        other = self._other(mode, work.synapses)
-        data = [self._data(part, layout) for part in work.parts]
+        synapses = work.layers[0]
+        weight, other, grad = synapses.weight.detach(), self._other(mode, synapses), _judged_grad(synapses, mode)
+        data = [
+            Data(
+                layout.matrix(part.states[0]) if part.states else None,
+                None if part.noise is None else part.noise.first().keys(),
+                None,
+                tuple(layout.operand(operand[0]) for operand in part.operands),
+            )
+            for part in work.parts
+        ]
         matrix = layout.matrix(weight)
         beside = None if other is None else layout.matrix(other)
-        grad = _judged_grad(work.synapses, mode)
         yield from run(
             tuple(part.form for part in work.parts),
             mode,
@@ -202,27 +191,35 @@ class Plasticity:
             compiled=self.compiled,
             spread=bool(layout.groups),
         )
-        states = ((part.state, piece.state) for part, piece in zip(work.parts, data, strict=True))
+        states = ((part.states[0], piece.state) for part, piece in zip(work.parts, data, strict=True) if part.states)
         for tensor, result in ((weight, matrix), (other, beside), *states):
             if tensor is not None and result is not None:
                 layout.write_back(tensor, result)
 
-    def _run_side_by_side(self, mode: Mode, works: list[Work], layout: Layout) -> Job:
+    def _run_side_by_side(self, mode: Mode, work: Work, layout: Layout) -> Job:
         """Layers of one shape as the rows of one matrix."""
-        weights = [work.synapses.weight for work in works]
-        others = [self._other(mode, work.synapses) for work in works]
-        grads = [_judged_grad(work.synapses, mode) for work in works]
-        data = [self._stacked(parts, layout) for parts in zip(*(work.parts for work in works), strict=True)]
+        weights = [synapses.weight for synapses in work.layers]
+        others = _all_or_none(self._other(mode, synapses) for synapses in work.layers)
+        grads = _all_or_none(_judged_grad(synapses, mode) for synapses in work.layers)
         matrix = layout.stack(weights)
-        other = layout.stack(others) if others[0] is not None else None
+        other = layout.stack(others) if others else None
+        data = [
+            Data(
+                layout.stack(part.states) if part.states else None,
+                None if part.noise is None else _columns(part.noise.keys(), matrix.device),
+                None,
+                tuple(layout.spread(operand, len(weights)) for operand in part.operands),
+            )
+            for part in work.parts
+        ]
         yield from run(
-            tuple(part.form for part in works[0].parts),
+            tuple(part.form for part in work.parts),
             mode,
             matrix,
             other,
-            (torch.zeros(len(works), dtype=torch.int32, device=matrix.device), layout.flat_index),
+            (torch.zeros(len(weights), dtype=torch.int32, device=matrix.device), layout.flat_index),
             data,
-            grad=layout.stack(grads) if grads[0] is not None else None,
+            grad=layout.stack(grads) if grads else None,
             layer_per_row=True,
             compiled=self.compiled,
             spread=bool(layout.groups),
@@ -232,21 +229,9 @@ class Plasticity:
             return
         if other is not None:
             layout.scatter(other, others)
-        for place, part in enumerate(data):
-            if part.state is not None and works[0].parts[place].form.observe is not None:
-                layout.scatter(part.state, [work.parts[place].state for work in works])
-
-    @staticmethod
-    def _stacked(parts: Sequence[Part], layout: Layout) -> Data:
-        """The tensors of one mechanism for several layers."""
-        states = [part.state for part in parts]
-        device = layout.flat_index.device
-        return Data(
-            layout.stack(states) if states[0] is not None else None,
-            _keys([part.noise for part in parts], device),
-            None,
-            tuple(layout.stack_operands(same) for same in zip(*(part.operands for part in parts), strict=True)),
-        )
+        for part, piece in zip(work.parts, data, strict=True):
+            if piece.state is not None and part.form.observe is not None:
+                layout.scatter(piece.state, part.states)
 
 
 def share_of_step(gamma: int) -> Part:
@@ -263,11 +248,12 @@ def _judged_grad(synapses: Synapses, mode: Mode) -> Tensor | None:
     return synapses.weight.grad if mode == "before" else None
 
 
-def _keys(noises: list[Noise | None], device: torch.device) -> tuple[Tensor, Tensor] | None:
-    keys = [noise.keys() for noise in noises if noise is not None]
-    if not keys:
-        return None
-    both = torch.tensor(keys, dtype=torch.int32)
+def _all_or_none(tensors: Iterable[Tensor | None]) -> list[Tensor]:
+    """Tensors of which all are there or none is."""
+    return [tensor for tensor in tensors if tensor is not None]
+
+
+def _columns(keys: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
     # from pageable memory the copy to a GPU would wait
-    both = both.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else both.to(device)
-    return both[:, :1], both[:, 1:]
+    held = keys.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else keys.to(device)
+    return held[:, :1], held[:, 1:]

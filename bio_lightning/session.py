@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import lightning.pytorch as pl
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -36,6 +36,7 @@ from bio_lightning.settings import (
 )
 from bio_lightning.split_layers import fit_to_split
 from bio_lightning.synapses import Synapses, find_synapses, named_modules, recompile_for_hooks
+from bio_lightning.turns import Turn, together
 
 if TYPE_CHECKING:
     from bio_lightning.callbacks.base import BioCallback
@@ -45,24 +46,6 @@ __all__ = ["Session"]
 
 #: The latest session of every LightningModule; outside the module, so that the module stays plain.
 _SESSIONS: weakref.WeakKeyDictionary[nn.Module, Session] = weakref.WeakKeyDictionary()
-
-
-class Turn(NamedTuple):
-    """A weight in a step of its optimizer.
-
-    Args:
-        synapses: The weight.
-        owner: Its optimizer and parameter group.
-        active: Mechanisms that act on it in this step, in the library's order.
-        due: Those of them whose state changes.
-        scaled: Whether its step differs from what the optimizer alone would do.
-    """
-
-    synapses: Synapses
-    owner: Owner
-    active: tuple[Mechanism, ...]
-    due: tuple[Mechanism, ...]
-    scaled: bool
 
 
 class Session:
@@ -92,6 +75,7 @@ class Session:
         self._owner_index: dict[str, int] = {}
         self._owners = Owners([])
         self._turns: dict[tuple[object, ...], list[Turn]] = {}
+        self._kinds: dict[object, int] = {}  # numbers of what turns have in common
         self._passed: set[int] = set()  # optimizers whose pass has run in the current step
         self._learned = False  # whether the current batch had a backward pass
         self._stepped: dict[int, int] = {}  # optimizers that stepped in the current batch, with their count before
@@ -215,7 +199,13 @@ class Session:
             recompile_for_hooks(self.module)
         self.rates.remove()
         self.plasticity.release()
-        for of_a_step in (self._turns, self._passed, self._stepped, self._touched):  # an exception leaves it half done
+        for of_a_step in (
+            self._turns,
+            self._kinds,
+            self._passed,
+            self._stepped,
+            self._touched,
+        ):  # an exception leaves it half done
             of_a_step.clear()
         self._remember_owners()
         self.resumed = self._settled = False
@@ -223,6 +213,7 @@ class Session:
 
     def _find_synapses(self) -> None:
         self._turns.clear()
+        self._kinds.clear()
         self.synapses, unusable = find_synapses(self.module)
         for name, reason in unusable.items():
             self.tell(f"{name} is left alone: {reason}")
@@ -306,37 +297,34 @@ class Session:
         step = self.steps[index]
         modes = self._modes(index)
         passes: dict[Mode, list[Work]] = {"gradient": [], "before": []}
-        divided = []
-        for turn in self._turns_of(index):
-            synapses = turn.synapses
-            grad = synapses.weight.grad
-            if grad is None:
-                continue
-            self._touched.add(synapses.name)
+        divided: list[Synapses] = []
+        turns = [turn for turn in self._turns_of(index) if turn.synapses.weight.grad is not None]
+        self._touched.update(turn.synapses.name for turn in turns)
+        for layers, turn in together(turns, modes, self.store):
             for mechanism in turn.due:
-                mechanism.prepare(self, synapses, step)
+                mechanism.prepare(self, layers, step)
             mode = modes[id(turn.owner.group)]
             if mode == "gradient" or turn.scaled:
                 stage: Mode = "gradient" if mode == "gradient" else "before"
-                passes[stage].append(Work(synapses, self._parts(synapses, turn.active, turn.due, step)))
-            if synapses.gamma > 1 and splits_gradient(turn.owner, mode):
-                divided.append((grad, synapses.gamma))
+                passes[stage].append(Work(layers, self._parts(layers, turn.active, turn.due, step)))
+            if turn.synapses.gamma > 1 and splits_gradient(turn.owner, mode):
+                divided += layers
         for stage, works in passes.items():
             self.plasticity.run(stage, works)
-        for grad, gamma in divided:
-            grad.div_(gamma)
+        for synapses in divided:
+            cast("Tensor", synapses.weight.grad).div_(synapses.gamma)
 
     def parts(self, synapses: Synapses, step: int) -> tuple[Part, ...]:
-        """What the mechanisms do in the pass of a step."""
-        return self._parts(synapses, *self._active(synapses, step), step)
+        """What the mechanisms do to a weight in the pass of a step."""
+        return self._parts([synapses], *self._active(synapses, step), step)
 
     def _parts(
-        self, synapses: Synapses, active: Sequence[Mechanism], due: Sequence[Mechanism], step: int
+        self, layers: Sequence[Synapses], active: Sequence[Mechanism], due: Sequence[Mechanism], step: int
     ) -> tuple[Part, ...]:
         """A state changes only where that is due."""
         parts = []
         for mechanism in active:
-            part = mechanism.part(self, synapses, step)
+            part = mechanism.part(self, layers, step)
             if part is not None:
                 parts.append(part if mechanism in due else part._replace(form=part.form._replace(observe=None)))
         return tuple(parts)
@@ -357,13 +345,13 @@ class Session:
         modes = self._modes(index)
         turns = [turn for turn in self._turns_of(index) if turn.synapses.name in self._touched]
         moved = []
-        for turn in turns:
-            if turn.scaled and modes[id(turn.owner.group)] == "update":
-                parts = self._parts(turn.synapses, turn.active, turn.due, step)
-                gamma = turn.synapses.gamma
-                if gamma > 1 and not splits_gradient(turn.owner, "update"):
-                    parts = (*parts, share_of_step(gamma))
-                moved.append(Work(turn.synapses, parts))
+        scaled = [turn for turn in turns if turn.scaled and modes[id(turn.owner.group)] == "update"]
+        for layers, turn in together(scaled, modes, self.store):
+            parts = self._parts(layers, turn.active, turn.due, step)
+            gamma = turn.synapses.gamma
+            if gamma > 1 and not splits_gradient(turn.owner, "update"):
+                parts = (*parts, share_of_step(gamma))
+            moved.append(Work(layers, parts))
         self.plasticity.run("after", moved)
         for turn in turns:
             for mechanism in turn.due:
@@ -413,7 +401,11 @@ class Session:
 
     def _turn(self, synapses: Synapses, owner: Owner, step: int) -> Turn:
         active, due = self._active(synapses, step)
-        return Turn(synapses, owner, active, due, synapses.gamma > 1 or any(m.scales_learning for m in active))
+        lies, most = self.plasticity.place(synapses)
+        common = (lies, synapses.gamma, synapses.kind, synapses.groups, active, due)
+        kind = self._kinds.setdefault(common if most > 1 else synapses, len(self._kinds))
+        scaled = synapses.gamma > 1 or any(m.scales_learning for m in active)
+        return Turn(synapses, owner, active, due, scaled, kind, most)
 
     def _active(self, synapses: Synapses, step: int) -> tuple[tuple[Mechanism, ...], tuple[Mechanism, ...]]:
         """Mechanisms that act on a weight at a step, and those of them whose state changes."""

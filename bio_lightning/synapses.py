@@ -121,26 +121,29 @@ class Synapses:
         return self.shape[1] * self.groups if self.kind == "conv_transpose" else self.shape[0]
 
     def along_presynaptic(self, values: Tensor) -> Tensor:
-        """One value per presynaptic neuron, shaped to broadcast against the weight, or this process's part of it."""
+        """One value per presynaptic neuron, shaped to broadcast against the weight, or this process's part of it.
+
+        Values of several layers like this one have one more axis in front.
+        """
         if self.kind == "conv_transpose":
             return self._per_row(values)
         return self._spread(values, repeats=self.shape[0] // self.groups)
 
     def along_postsynaptic(self, values: Tensor) -> Tensor:
-        """One value per postsynaptic neuron, shaped to broadcast against the weight, or this process's part of it."""
+        """One value per postsynaptic neuron, likewise."""
         if self.kind == "conv_transpose":
             return self._spread(values, repeats=self.shape[0] // self.groups)
         return self._per_row(values)
 
     def _per_row(self, values: Tensor) -> Tensor:
         weight = self.weight
-        return cut(values.view(-1, *(1,) * (weight.ndim - (2 if self.gamma > 1 else 1))), weight)
+        return cut(values.view(*values.shape, *(1,) * (weight.ndim - (2 if self.gamma > 1 else 1))), weight)
 
     def _spread(self, values: Tensor, repeats: int) -> Tensor:
         """Values of axis 1, which holds only one group's neurons; the group follows from the position on axis 0."""
-        rows = values.view(self.groups, -1)
+        rows = values.view(*values.shape[:-1], self.groups, -1)
         if self.groups > 1:
-            rows = rows.repeat_interleave(repeats, dim=0)
+            rows = rows.repeat_interleave(repeats, dim=-2)
         return cut(rows.view(*rows.shape, *(1,) * (len(self.shape) - 2)), self.weight)
 
 

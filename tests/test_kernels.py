@@ -103,6 +103,95 @@ def test_layers_side_by_side_are_treated_as_alone(monkeypatch, optimizer, at_onc
     assert all(torch.allclose(together[name], alone[name], rtol=1e-9, atol=1e-12) for name in alone)
 
 
+class Unlike(MLP):
+    """Layers of one shape that differ in all else: when they run, who trains them, and which mechanism acts."""
+
+    def __init__(self, optimizer: str = "sgd") -> None:
+        super().__init__(optimizer)
+        self.net = nn.ModuleDict({name: nn.Linear(16, 16) for name in ("a", "b", "late", "rare", "faster", "spared")})
+        self.ends = nn.ModuleList([nn.Linear(6, 16), nn.Linear(16, CLASSES)])
+        self.batch = -1
+
+    def forward(self, x):
+        if torch.is_grad_enabled():
+            self.batch += 1
+        x = self.ends[0](x).relu()
+        for name, layer in self.net.items():
+            if (name != "late" or self.batch >= 2) and (name != "rare" or self.batch % 2 == 0):
+                x = layer(x).relu()
+        return self.ends[1](x)
+
+    def configure_optimizers(self):
+        faster = list(self.net["faster"].parameters())
+        others = [p for p in self.parameters() if all(p is not q for q in faster)]
+        return torch.optim.SGD([{"params": others}, {"params": faster, "lr": 0.3, "weight_decay": 0.1}], lr=0.1)
+
+
+class Transposed(MLP):
+    """Convolutions of one shape whose neurons lie along other axes than a linear layer's."""
+
+    shape = (4, 5)
+
+    def __init__(self, optimizer: str = "sgd") -> None:
+        super().__init__(optimizer)
+        turned = [part for _ in range(3) for part in (nn.ConvTranspose1d(4, 4, 3, padding=1, groups=2), nn.ReLU())]
+        grouped = [part for _ in range(2) for part in (nn.Conv1d(4, 4, 3, padding=1, groups=2), nn.ReLU())]
+        self.net = nn.Sequential(*turned, *grouped, nn.Flatten(), nn.Linear(20, CLASSES))
+
+
+def by_use() -> list:
+    return [SynapticScaling(target=0.3), Crystallization(criterion="use", use_thresh=1.0, recovery=0.2)]
+
+
+@pytest.mark.parametrize("model_class", [Unlike, Transposed])
+@pytest.mark.parametrize("mechanisms", [plastic, by_use])
+def test_neighbours_that_differ_are_treated_as_alone(monkeypatch, model_class, mechanisms):
+    def run():
+        callbacks = mechanisms()
+        if model_class is Unlike:
+            callbacks[1].exclude = ("*spared",)
+        return trained(model_class, "sgd", callbacks)
+
+    together = run()
+    monkeypatch.setattr(plasticity, "SMALL", 0)
+    alone = run()
+    assert together.keys() == alone.keys()
+    assert all(torch.allclose(together[name], alone[name], rtol=1e-9, atol=1e-12) for name in alone)
+
+
+def test_parameter_groups_do_not_part_neighbours(monkeypatch):
+    """A learning rate for each layer is no reason to sweep each alone; another way of scaling is."""
+    sizes = []
+    run = kernels.run
+    monkeypatch.setattr(plasticity, "run", lambda *args, **more: sizes.append(len(args[2])) or run(*args, **more))
+
+    class Grouped(Many):
+        def configure_optimizers(self):
+            decays = [0.0] * 4 + [0.1] * 3
+            layers = [layer for layer in self.net if isinstance(layer, nn.Linear)]
+            groups = [
+                {"params": layer.parameters(), "weight_decay": w} for layer, w in zip(layers, decays, strict=True)
+            ]
+            return torch.optim.SGD(groups, lr=0.1)
+
+    fit(make_model(Grouped), [VolumeDependentLR()], steps=1)
+    assert sizes == [16, 3, 2, CLASSES, 2, CLASSES]  # rows: of one layer, or one for each of several
+
+
+def test_a_shape_may_change_in_the_middle_of_a_run():
+    class Shrinking(Many):
+        def on_train_batch_start(self, batch, batch_idx):
+            if batch_idx == 3:
+                self.zero_grad()
+                layer, reader = self.net[4], self.net[6]
+                layer.weight.data, layer.bias.data = layer.weight.data[:9].clone(), layer.bias.data[:9].clone()
+                reader.weight.data = reader.weight.data[:, :9].clone()
+
+    model = make_model(Shrinking)
+    fit(model, [VolumeDependentLR()], steps=6)
+    assert model.net[4].weight.shape == (9, 16)
+
+
 def test_memory_format_changes_nothing():
     plain, channels_last = (trained(model_class, "sgd", plastic()) for model_class in (NoDropout, ChannelsLast))
     assert all(torch.allclose(plain[name], channels_last[name], rtol=1e-9, atol=1e-12) for name in plain)

@@ -52,7 +52,9 @@ def test_operands_broadcast_as_against_the_weight(name, shape):
     layout = Layout(weight)
     expected = layout.matrix(operand.expand(weight.shape).clone(memory_format=torch.preserve_format))
     assert torch.equal(layout.operand(operand).expand(expected.shape), layout.matrix(operand.expand(weight.shape)))
-    assert torch.equal(layout.stack_operands([operand, 2 * operand]), torch.stack([expected, 2 * expected]).flatten(1))
+    both = torch.stack([operand, 2 * operand])
+    assert torch.equal(layout.spread(both, 2), torch.stack([expected, 2 * expected]).flatten(1))
+    assert torch.equal(layout.spread(both[:1], 2), torch.stack([expected, expected]).flatten(1))
 
 
 def test_split_weights_have_a_row_per_synapse_and_neuron():

@@ -390,7 +390,7 @@ def test_volume_rule_gives_the_predecessors_factor():
     volume = bio_callbacks({"base_lr": 0.2, "stability_factor": 3.0, "lr_variability": 0.0})[0]
     weight = torch.tensor([0.0, 0.25, -1.0])
     expected = 0.2 * torch.exp(-3.0 * weight.abs() / (weight.abs() + 1))
-    part = volume.part(None, NamedTuple("Weight", [("name", str)])("w"), 0)
+    part = volume.part(None, [NamedTuple("Weight", [("name", str)])("w")], 0)
     factor = Plasticity().factor([part], weight)
     assert torch.allclose(factor, expected)
 

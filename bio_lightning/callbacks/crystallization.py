@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 import torch
@@ -82,19 +83,20 @@ class Crystallization(PlasticityMechanism):
             "crystal", torch.ones_like(synapses.weight, dtype=session.settings.stored_as, requires_grad=False)
         )
 
-    def part(self, session: Session, synapses: Synapses, step: int) -> Part | None:
+    def part(self, session: Session, layers: Sequence[Synapses], step: int) -> Part | None:
         """Crystallize and recover, then slow down by what is left of each synapse's plasticity."""
-        rates = session.store[synapses.name]
+        known = [session.store[layer.name] for layer in layers]
         form = self._form
         operands: tuple[Tensor, ...] = ()
-        if self.criterion == "use" and "rate" in rates and "pre_rate" in rates:
-            operands = (
-                synapses.along_presynaptic(functional.highly_active(rates["pre_rate"], self.use_thresh)),
-                synapses.along_postsynaptic(functional.highly_active(rates["rate"], self.use_thresh)),
+        if self.criterion == "use" and "rate" in known[0] and "pre_rate" in known[0]:
+            pre, post = (
+                torch.stack([functional.highly_active(tensors[side], self.use_thresh) for tensors in known])
+                for side in ("pre_rate", "rate")
             )
+            operands = (layers[0].along_presynaptic(pre), layers[0].along_postsynaptic(post))
         elif self.criterion == "use":  # no rate is known before the first step
             form = form._replace(observe=None)
-        return Part(form, state=rates["crystal"], operands=operands)
+        return Part(form, states=tuple(tensors["crystal"] for tensors in known), operands=operands)
 
     @functools.cached_property
     def _form(self) -> Form:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -89,24 +90,25 @@ class FuzzyLearningRates(PlasticityMechanism):
             tensors["base"] = torch.empty_like(synapses.weight, dtype=dtype, requires_grad=False)
             self._draw(session, synapses, step=0)
 
-    def prepare(self, session: Session, synapses: Synapses, step: int) -> None:
+    def prepare(self, session: Session, layers: Sequence[Synapses], step: int) -> None:
         """Refresh the base factors that depend on weights or activity."""
         age = step - self.start_step
         if self.distribution in _REFRESHED and age > 0 and age % self.update_every == 0:
-            self._draw(session, synapses, step)
+            for synapses in layers:
+                self._draw(session, synapses, step)
 
-    def part(self, session: Session, synapses: Synapses, step: int) -> Part:
-        """The base factor; for ``temporal`` what is left of it at this age."""
-        base = session.store[synapses.name]["base"]
+    def part(self, session: Session, layers: Sequence[Synapses], step: int) -> Part:
+        """The base factors; for ``temporal`` what is left of them at this age."""
+        bases = tuple(session.store[layer.name]["base"] for layer in layers)
         if self.distribution != "temporal":
-            return Part(_AS_STORED, state=base)
+            return Part(_AS_STORED, states=bases)
         last_change = max(step - self.start_step, 0) // self.every_n_steps * self.every_n_steps
         left = distributions.remaining_diversity(self.decay, last_change / self.update_every)
         bounds = (("min", self.min), ("max", self.max))
         return Part(
             Form(factor=Rule(_developed, bounds), statistic=Rule(_raw_developed, bounds)),
-            state=base,
-            operands=(torch.full((), left, device=base.device),),
+            states=bases,
+            operands=(torch.full((1,), left, device=bases[0].device),),
         )
 
     def kept(self, session: Session, synapses: Synapses, step: int) -> tuple[Kept, ...]:

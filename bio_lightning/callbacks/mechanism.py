@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 import torch.distributed
@@ -12,7 +13,7 @@ from bio_lightning.callbacks.base import BioCallback
 from bio_lightning.errors import BioConfigError
 from bio_lightning.events import Kept
 from bio_lightning.functional._shards import whole
-from bio_lightning.functional.noise import Noise, stream
+from bio_lightning.functional.noise import Noise, Noises, stream
 from bio_lightning.kernels import Kernel
 from bio_lightning.optimizers import ApplyTo, Owner
 from bio_lightning.parameters import number, parameters
@@ -66,6 +67,10 @@ class Mechanism(BioCallback):
         """The draw for a weight at a step, independent of every other mechanism, purpose and weight."""
         return Noise(self.seed, stream(self.name, purpose, name), step)
 
+    def noises(self, layers: Sequence[Synapses], step: int) -> Noises:
+        """The same for several weights."""
+        return Noises(self.seed, tuple(stream(self.name, "", layer.name) for layer in layers), step)
+
     # ---- what a mechanism does; every method may be left as it is ---------------------------------------------------
 
     @property
@@ -109,11 +114,17 @@ class Mechanism(BioCallback):
         """Whether its state changes at a step."""
         return True
 
-    def prepare(self, session: Session, synapses: Synapses, step: int) -> None:
-        """Change what does not depend on the gradient, ahead of the pass of a step."""
+    def prepare(self, session: Session, layers: Sequence[Synapses], step: int) -> None:
+        """Change what does not depend on the gradient, ahead of the pass of a step.
 
-    def part(self, session: Session, synapses: Synapses, step: int) -> Part | None:
-        """What it does in the pass of a step; None where it does nothing."""
+        Args:
+            session: Of the fit.
+            layers: One layer, or several of one shape of which the store has the same keys.
+            step: Optimizer step, counted from 0.
+        """
+
+    def part(self, session: Session, layers: Sequence[Synapses], step: int) -> Part | None:
+        """What it does to such layers in the pass of a step; None where it does nothing."""
         return None
 
     def after_update(self, session: Session, synapses: Synapses, owner: Owner) -> None:
@@ -248,7 +259,7 @@ class PlasticityMechanism(ScheduledMechanism):
         observed = super().observables(session, synapses)
         step, weight = max(session.step_of(synapses) - 1, 0), synapses.weight
         if self.scales_learning and (self.stored or self.active(step)):
-            part = self.part(session, synapses, step)
+            part = self.part(session, [synapses], step)
             factor = None if part is None else session.plasticity.factor([part], weight.detach())
             if factor is not None:
                 observed["multiplier"] = (factor,)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -73,18 +74,18 @@ class SynapticScaling(PlasticityMechanism):
         """Postsynaptic rates."""
         return ("rate",)
 
-    def prepare(self, session: Session, synapses: Synapses, step: int) -> None:
-        """Keep the rate known before this step, of which the factor is a function until the next time."""
-        tensors = session.store.setdefault(synapses.name, {})
-        if self.rule == "multiplicative" and "rate" in tensors:
-            tensors["scaling_rate"] = tensors["rate"]  # a new step's rate is a new tensor
+    def prepare(self, session: Session, layers: Sequence[Synapses], step: int) -> None:
+        """Keep the rates known before this step, of which the factor is a function until the next time."""
+        for tensors in (session.store.setdefault(layer.name, {}) for layer in layers):
+            if self.rule == "multiplicative" and "rate" in tensors:
+                tensors["scaling_rate"] = tensors["rate"]  # a new step's rate is a new tensor
 
-    def part(self, session: Session, synapses: Synapses, step: int) -> Part | None:
-        """The neuron's factor on all its incoming weights; none before the first rate is known."""
-        rate = session.store.get(synapses.name, {}).get("scaling_rate")
-        if rate is None or not self.scales_learning:
+    def part(self, session: Session, layers: Sequence[Synapses], step: int) -> Part | None:
+        """The neurons' factors on all their incoming weights; none before the first rate is known."""
+        if not self.scales_learning or "scaling_rate" not in session.store.get(layers[0].name, {}):
             return None
-        return Part(self._form, operands=(synapses.along_postsynaptic(rate),))
+        rates = torch.stack([session.store[layer.name]["scaling_rate"] for layer in layers])
+        return Part(self._form, operands=(layers[0].along_postsynaptic(rates),))
 
     @functools.cached_property
     def _form(self) -> Form:

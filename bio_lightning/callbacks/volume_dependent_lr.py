@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 from torch import Tensor
@@ -50,10 +51,10 @@ class VolumeDependentLR(PlasticityMechanism):
     reference: Literal["layer_mean", "absolute"] = "layer_mean"
     normalize: bool = True
 
-    def part(self, session: Session, synapses: Synapses, step: int) -> Part:
+    def part(self, session: Session, layers: Sequence[Synapses], step: int) -> Part:
         """Factor of this step, a function of the weight before it."""
         drawn = step - (step - self.start_step) % self.every_n_steps
-        return Part(self._form, noise=self.noise(synapses.name, drawn))
+        return Part(self._form, noise=self.noises(layers, drawn))
 
     @functools.cached_property
     def _form(self) -> Form:

@@ -114,11 +114,14 @@ def shard(tensor: Tensor, like: Tensor) -> Tensor:
 
 
 def cut(values: Tensor, like: Tensor) -> Tensor:
-    """What belongs to this process's part of ``like``, of values that broadcast against the whole."""
+    """What belongs to this process's part of ``like``, of values that broadcast against the whole.
+
+    Values of several tensors have one more axis in front; not so of a split weight, which is never in parts.
+    """
     if not isinstance(like, DTensor):
         return values
     lengths, starts = _place(like)
-    for dim in range(-values.ndim, 0):
+    for dim in range(-min(values.ndim, like.ndim), 0):
         if values.shape[dim] != 1:
             values = values.narrow(dim, starts[dim] if lengths[dim] else 0, lengths[dim])
     return values

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Draw", "Noise", "element_index", "stream"]
+__all__ = ["Draw", "Noise", "Noises", "element_index", "stream"]
 
 _MASK64 = (1 << 64) - 1
 
@@ -78,14 +78,22 @@ def _mix64(value: int) -> int:
     return value ^ (value >> 31)
 
 
-def _signed32(value: int) -> int:
-    value &= 0xFFFFFFFF
-    return value - (1 << 32) if value >= 1 << 31 else value
+def _mix64_all(values: Tensor) -> Tensor:
+    """The same on int64, which wraps as well."""
+    x = values + _signed(0x9E3779B97F4A7C15, 64)
+    x = _xorshift(x, 30, 64).mul_(_signed(0xBF58476D1CE4E5B9, 64))
+    x = _xorshift(x, 27, 64).mul_(_signed(0x94D049BB133111EB, 64))
+    return _xorshift(x, 31, 64)
 
 
-def _xorshift(x: Tensor, shift: int) -> Tensor:
-    """``x ^ (x >> shift)``; the mask makes the right shift of an int32 logical."""
-    return (x >> shift).bitwise_and_((1 << (32 - shift)) - 1).bitwise_xor_(x)
+def _signed(value: int, width: int = 32) -> int:
+    value &= (1 << width) - 1
+    return value - (1 << width) if value >= 1 << (width - 1) else value
+
+
+def _xorshift(x: Tensor, shift: int, width: int = 32) -> Tensor:
+    """``x ^ (x >> shift)``; the mask makes the right shift of signed integers of that width logical."""
+    return (x >> shift).bitwise_and_((1 << (width - shift)) - 1).bitwise_xor_(x)
 
 
 class Noise(NamedTuple):
@@ -116,7 +124,7 @@ class Noise(NamedTuple):
     def keys(self) -> tuple[int, int]:
         """The draw as two signed 32-bit numbers."""
         key = _mix64(_mix64(_mix64(self.seed & _MASK64) ^ self.stream) ^ (self.step & _MASK64))
-        return _signed32(key), _signed32(key >> 32)
+        return _signed(key), _signed(key >> 32)
 
     def at(self, index: Tensor) -> Draw:
         """The draw at the elements with these indices."""
@@ -140,6 +148,35 @@ class Noise(NamedTuple):
 
     def _draw(self, like: Tensor, index: Tensor | None) -> Draw:
         return self.at(element_index(like.shape, device=like.device) if index is None else index)
+
+
+class Noises(NamedTuple):
+    """The same draw for several weights.
+
+    Args:
+        seed: Any integer.
+        streams: One sequence for each weight.
+        step: Which draw of the sequences.
+
+    Example:
+        >>> first, second = Noises(seed=0, streams=(3, 4), step=7).keys().tolist()
+        >>> tuple(second) == Noise(seed=0, stream=4, step=7).keys()
+        True
+    """
+
+    seed: int
+    streams: tuple[int, ...]
+    step: int
+
+    def first(self) -> Noise:
+        """The draw for the first weight."""
+        return Noise(self.seed, self.streams[0], self.step)
+
+    def keys(self) -> Tensor:
+        """What :meth:`Noise.keys` gives, int32, ``(weights, 2)``: much faster than one by one."""
+        key = _mix64_all(torch.tensor(self.streams, dtype=torch.int64) ^ _signed(_mix64(self.seed & _MASK64), 64))
+        key = _mix64_all(key ^ _signed(self.step, 64))
+        return torch.stack([key, key >> 32], dim=1).to(torch.int32)
 
 
 class Draw(NamedTuple):
@@ -174,8 +211,8 @@ class Draw(NamedTuple):
         them after the first multiplication: an XOR of a key into the index would only permute the same values inside
         aligned blocks, one key alone only shift them, and two steps would see the same multiset.
         """
-        x = _xorshift(self.element + self.first, 17).mul_(_signed32(0xED5AD4BB)).add_(self.second)
-        x = _xorshift(x, 11).mul_(_signed32(0xAC4C1B51))
+        x = _xorshift(self.element + self.first, 17).mul_(_signed(0xED5AD4BB)).add_(self.second)
+        x = _xorshift(x, 11).mul_(_signed(0xAC4C1B51))
         x = _xorshift(x, 15).mul_(0x31848BAB)
         return _xorshift(x, 14)
 

@@ -234,7 +234,7 @@ def test_values_equal_the_state(optimizer, split):
         # six steps are done, so the last one was number 5
         volume = by_name["volume_dependent_lr"]
         parts["volume_dependent_lr"][name] = session.plasticity.factor(
-            [volume.part(session, synapses, 5)], synapses.weight.detach()
+            [volume.part(session, [synapses], 5)], synapses.weight.detach()
         )
         product = parts["volume_dependent_lr"][name] * parts["synaptic_scaling"][name] * multipliers(module)[name]
         assert_logged(row, "plasticity", name, spread([product]), 1e-5)

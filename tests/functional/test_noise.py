@@ -7,6 +7,7 @@ import torch
 from scipy import stats
 
 from bio_lightning.functional import Draw, Noise, element_index, noise, stream
+from bio_lightning.functional.noise import Noises
 from tests import reference
 from tests.checks import assert_pure, floats
 
@@ -73,6 +74,15 @@ def test_uniform_and_normal_match_the_reference(key):
     normals = [reference.normal_from_bits(b) for b in bits]
     assert floats(noise.uniform(DRAW[:size])) == uniforms
     assert floats(noise.normal(DRAW[:size])) == pytest.approx(normals, rel=1e-6, abs=1e-7)
+
+
+@pytest.mark.parametrize("seed", [0, -1, 7, 1 << 32, (1 << 64) + 3])
+@pytest.mark.parametrize("step", [0, 1, 1 << 31, 1 << 40])
+def test_several_weights_have_the_keys_that_each_has(seed, step):
+    streams = tuple(stream("a", str(layer)) for layer in range(50))
+    noises = Noises(seed, streams, step)
+    assert [tuple(row) for row in noises.keys().tolist()] == [Noise(seed, one, step).keys() for one in streams]
+    assert noises.first() == Noise(seed, streams[0], step)
 
 
 def test_streams_and_purposes_match_the_reference():
