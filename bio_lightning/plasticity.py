@@ -249,8 +249,11 @@ def _judged_grad(synapses: Synapses, mode: Mode) -> Tensor | None:
 
 
 def _all_or_none(tensors: Iterable[Tensor | None]) -> list[Tensor]:
-    """Tensors of which all are there or none is."""
-    return [tensor for tensor in tensors if tensor is not None]
+    """Tensors of which all are there or none is, so that rows belong to their layers."""
+    given = list(tensors)
+    found = [tensor for tensor in given if tensor is not None]
+    assert len(found) in (0, len(given))  # noqa: S101 - an invariant: what lies side by side is in one mode
+    return found
 
 
 def _columns(keys: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:

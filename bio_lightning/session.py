@@ -199,13 +199,9 @@ class Session:
             recompile_for_hooks(self.module)
         self.rates.remove()
         self.plasticity.release()
-        for of_a_step in (
-            self._turns,
-            self._kinds,
-            self._passed,
-            self._stepped,
-            self._touched,
-        ):  # an exception leaves it half done
+        self._turns.clear()
+        self._kinds.clear()
+        for of_a_step in (self._passed, self._stepped, self._touched):  # an exception leaves it half done
             of_a_step.clear()
         self._remember_owners()
         self.resumed = self._settled = False
@@ -403,7 +399,8 @@ class Session:
         active, due = self._active(synapses, step)
         lies, most = self.plasticity.place(synapses)
         common = (lies, synapses.gamma, synapses.kind, synapses.groups, active, due)
-        kind = self._kinds.setdefault(common if most > 1 else synapses, len(self._kinds))
+        own = synapses if most == 1 else common  # a weight that is worked on alone is a kind of its own
+        kind = self._kinds.setdefault(own, len(self._kinds))
         scaled = synapses.gamma > 1 or any(m.scales_learning for m in active)
         return Turn(synapses, owner, active, due, scaled, kind, most)
 
