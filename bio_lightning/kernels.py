@@ -226,7 +226,7 @@ class _Pass(NamedTuple):
 
     def _sweep(self, chunk: Arguments) -> None:
         """Over one chunk."""
-        factor: Tensor | None = None
+        factors: list[Tensor] = []
         new: list[tuple[Tensor, Tensor]] = []
         for place, form in enumerate(self.forms):
             block = chunk.block(place, self.mode)
@@ -236,8 +236,8 @@ class _Pass(NamedTuple):
                 new.append((stored, state))
                 block = block._replace(state=state)
             if form.factor is not None:
-                part = form.factor(block)
-                factor = part if factor is None else factor * part
+                factors.append(form.factor(block))
+        factor = _product(factors, chunk.weight.shape)
         for stored, state in new:
             stored.copy_(state)
         if self.mode == "before":
@@ -251,6 +251,16 @@ class _Pass(NamedTuple):
             assert chunk.other is not None  # noqa: S101 - an invariant: this mode has a snapshot
             keep = 1.0 - factor.to(computing_dtype(chunk.weight))  # exactly 0 for a factor of 1
             chunk.weight.sub_((chunk.weight - chunk.other) * keep)
+
+
+def _product(factors: Sequence[Tensor], shape: torch.Size) -> Tensor | None:
+    """Of factors that broadcast against a shape; None of none."""
+    if len(factors) < 2:
+        return factors[0] if factors else None
+    product = factors[0] * factors[1]  # a tensor of its own, where a factor may be what is stored
+    for factor in factors[2:]:
+        product = product.mul_(factor) if product.shape == shape else product * factor
+    return product
 
 
 class Arguments(NamedTuple):
@@ -274,7 +284,7 @@ class Arguments(NamedTuple):
     def block(self, place: int, mode: Mode) -> Block:
         """What the rules of one mechanism see."""
         data = self.data[place]
-        draw = None if data.keys is None else Draw(*data.keys, self.row.unsqueeze(1) + self.column, data.derived)
+        draw = None if data.keys is None else Draw(*data.keys, self.row.unsqueeze(1), self.column, data.derived)
         weight = self.measured(mode)
         state = None if data.state is None else data.state.to(computing_dtype(weight))
         return Block(weight, self.grad, self.average, data.mean, state, draw, data.operands)

@@ -13,6 +13,7 @@ from bio_lightning import functional
 from bio_lightning.callbacks.base import ReadWith
 from bio_lightning.callbacks.mechanism import Observables, PlasticityMechanism
 from bio_lightning.events import ONE, Kept
+from bio_lightning.functional.crystallization import hits
 from bio_lightning.kernels import Block, Form, Rule
 from bio_lightning.parameters import number
 from bio_lightning.plasticity import Part
@@ -121,13 +122,7 @@ class Crystallization(PlasticityMechanism):
 
 def _by_gradient(block: Block, *, crystal_thresh: float, ignore_zero_grad: bool, **change: float) -> Tensor:
     assert block.grad is not None and block.state is not None  # noqa: S101, PT018 - the pass gives both
-    mask = functional.settled_or_strong(
-        block.weight,
-        block.grad,
-        crystal_thresh=crystal_thresh,
-        ignore_zero_grad=ignore_zero_grad,
-        average=block.average,
-    )
+    mask = hits(block.weight, block.grad, crystal_thresh, ignore_zero_grad, block.average)
     return functional.crystallize(block.state, mask, **change)
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from bio_lightning.functional._layer import mean, mean_abs
+from bio_lightning.functional._masks import both, choose, either, holds
 
 __all__ = ["crystallize", "frequently_used", "highly_active", "settled_or_strong"]
 
@@ -37,16 +38,22 @@ def settled_or_strong(
         >>> settled_or_strong(torch.ones(4), torch.tensor([0.0, 1e-5, 0.1, 5.0]))
         tensor([False,  True, False,  True])
     """
+    return hits(weight, grad, crystal_thresh, ignore_zero_grad, average).to(torch.bool)
+
+
+def hits(
+    weight: Tensor, grad: Tensor, crystal_thresh: float, ignore_zero_grad: bool, average: Tensor | None = None
+) -> Tensor:
+    """:func:`settled_or_strong` as a mask of ``_masks``."""
     size = grad.abs()
     average = mean_abs(weight) if average is None else average
-    infinity = torch.full_like(average, torch.inf)
-    settled = size < crystal_thresh * weight.abs()
+    settled = holds(torch.gt, weight.abs().mul_(crystal_thresh), size)
     if ignore_zero_grad:
-        settled &= size > 0
-    strong = size > torch.where(average > 0, average, infinity)  # a layer of zeros has no strong signals
-    settled |= strong
-    settled &= size < infinity  # NaN is neither small nor large
-    return settled
+        settled = both(settled, holds(torch.gt, size, 0.0))
+    infinity = torch.full_like(average, torch.inf)
+    limit = torch.where(average > 0, average, infinity)  # a layer of zeros has no strong signals
+    finite = holds(torch.lt, size, torch.inf)  # NaN is neither small nor large
+    return both(either(settled, holds(torch.gt, size, limit)), finite)
 
 
 @torch.no_grad()
@@ -91,7 +98,7 @@ def crystallize(
 
     Args:
         crystal: Current c in (0, 1], any shape.
-        mask: Which synapses crystallize, from :func:`settled_or_strong` or :func:`frequently_used`.
+        mask: Which synapses crystallize, from :func:`settled_or_strong` or :func:`frequently_used`; bool, or 0 and 1.
         dampening_factor: Factor per hit, in (0, 1].
         floor: Smallest c, in (0, 1]. A c below it (an old floor's) is raised only when hit.
         recovery: Share of the lost plasticity regained per step without a hit, in [0, 1].
@@ -107,4 +114,4 @@ def crystallize(
         Hofmann et al., Nature Communications 16:5112, 2025. Deviations: floor, recovery, raw gradient.
     """
     hit = (crystal * dampening_factor).clamp_(min=floor)
-    return torch.where(mask, hit, torch.lerp(crystal, crystal.new_ones(()), recovery))
+    return choose(mask, hit, torch.lerp(crystal, crystal.new_ones(()), recovery))

@@ -183,9 +183,11 @@ class Draw(NamedTuple):
     """A :class:`Noise` at the elements of a piece of a tensor: what the fused pass draws from.
 
     Args:
-        first: One half of the key; int, or int32 that broadcasts against ``element`` where layers lie side by side.
+        first: One half of the key; int, or int32 that broadcasts against ``row`` where layers lie side by side.
         second: The other half.
-        element: int32 logical index of every element; int32 wraps, so that indices count modulo 2**32.
+        row: int32, what every row adds to the logical index of its elements, or that index itself; int32 wraps, so that
+            indices count modulo 2**32.
+        column: int32, what every column adds.
         derived: Keys of other purposes, by name.
 
     Example:
@@ -196,13 +198,14 @@ class Draw(NamedTuple):
 
     first: int | Tensor
     second: int | Tensor
-    element: Tensor
+    row: Tensor
+    column: int | Tensor = 0
     derived: tuple[tuple[str, int, int], ...] = ()
 
     def derive(self, purpose: str) -> Draw:
         """The draw of another purpose; it must have been asked for."""
         first, second = next((first, second) for name, first, second in self.derived if name == purpose)
-        return Draw(first, second, self.element)
+        return Draw(first, second, self.row, self.column)
 
     def bits(self) -> Tensor:
         """32 random bits per element (int32).
@@ -211,7 +214,7 @@ class Draw(NamedTuple):
         them after the first multiplication: an XOR of a key into the index would only permute the same values inside
         aligned blocks, one key alone only shift them, and two steps would see the same multiset.
         """
-        x = _xorshift(self.element + self.first, 17).mul_(_signed(0xED5AD4BB)).add_(self.second)
+        x = _xorshift(self.row + self.first + self.column, 17).mul_(_signed(0xED5AD4BB)).add_(self.second)
         x = _xorshift(x, 11).mul_(_signed(0xAC4C1B51))
         x = _xorshift(x, 15).mul_(0x31848BAB)
         return _xorshift(x, 14)
@@ -226,10 +229,10 @@ class Draw(NamedTuple):
         return _normal(self.bits())
 
 
-#: The normal as a polynomial in the sum x of a hash's fields, x in [-1, 1]: ``x * p(x**2 - 1/4)``, highest power first.
+#: The normal as a polynomial in the sum x of a hash's fields, x in [-1, 1]: ``x * p(1/4 - x**2)``, highest power first.
 #: Least squares against the exact quantiles of x, weighted by probability, then brought to variance 1. Around 1/4 the
 #: terms do not cancel, so that multiplying and adding in one instruction or in two makes no difference.
-_NORMAL = (19.6335182, -18.9325066, 4.77244282, 1.8523128, 0.0704490468, 0.532376885, 3.39154124)
+_NORMAL = (19.6335182, 18.9325066, 4.77244282, -1.8523128, 0.0704490468, -0.532376885, 3.39154124)
 _FIELD = (1 << 16) - 1
 _HALF_SUM = 2 * _FIELD
 
@@ -248,9 +251,9 @@ def _normal(bits: Tensor) -> Tensor:
 
 
 def _polynomial(centred: Tensor) -> Tensor:
-    x = centred.mul_(1.0 / _HALF_SUM)
-    square = (x * x).sub_(0.25)
-    power = (square * _NORMAL[0]).add_(_NORMAL[1])
+    """Of the sum of the fields less its middle; torch's ``rsub(y, a, alpha=b)`` is ``a - b * y`` in one operation."""
+    square = torch.rsub(centred.square(), 0.25, alpha=_HALF_SUM**-2)
+    power = torch.rsub(square, _NORMAL[1], alpha=-_NORMAL[0])
     for coefficient in _NORMAL[2:]:
         power.mul_(square).add_(coefficient)
-    return power.mul_(x)
+    return power.mul_(centred.mul_(1.0 / _HALF_SUM))

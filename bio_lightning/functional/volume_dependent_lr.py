@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
@@ -42,7 +43,7 @@ def stability(
     if torch.compiler.is_compiling() and stability_factor <= _POLYNOMIAL_UP_TO:
         squarings = 0 if stability_factor <= 1 else 1 if stability_factor <= 2 else 2
         return exp_of_negative(volume, stability_factor, squarings)
-    return volume.mul_(-stability_factor).exp_()
+    return volume.mul_(-stability_factor / math.log(2.0)).exp2_()
 
 
 @torch.no_grad()
@@ -90,7 +91,7 @@ def volume_dependent_lr(
     """
     expected = stability(weight, average, stability_factor=stability_factor, reference=reference)
     if normalize:
-        expected = expected * (mean(expected) if average_stability is None else average_stability).reciprocal()
+        expected.mul_((mean(expected) if average_stability is None else average_stability).reciprocal())
     else:
-        expected = expected * base_lr
-    return torch.addcmul(expected, expected, noise.normal(weight), value=lr_variability).abs_()
+        expected.mul_(base_lr)
+    return expected.addcmul_(expected, noise.normal(weight), value=lr_variability).abs_()

@@ -87,6 +87,25 @@ def test_empty_layers(shape):
     assert crystallize(empty, empty.bool()).shape == shape
 
 
+@pytest.mark.parametrize("ignore_zero_grad", [True, False])
+def test_compiled_code_judges_alike(monkeypatch, ignore_zero_grad):
+    special = torch.tensor([0.0, -0.0, math.nan, math.inf, -math.inf, 1e-45, 1e-9, 0.3, -3.0])
+    grad, weight = special.repeat(6), torch.tensor([0.0, 1e-45, 0.01, -0.5, 2.0, math.inf]).repeat_interleave(9)
+    crystal = torch.linspace(0.1, 1.0, 54)
+    settings = {"crystal_thresh": 0.7, "ignore_zero_grad": ignore_zero_grad, "average": torch.tensor([0.4])}
+
+    def judged():
+        mask = settled_or_strong(weight, grad, **settings)
+        return mask, crystallize(crystal, mask, **SETTINGS)
+
+    mask, rigid = judged()
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    mask_compiled, rigid_compiled = judged()
+    assert torch.equal(mask, mask_compiled)
+    assert 10 < mask.sum() < 44
+    assert torch.allclose(rigid, rigid_compiled, rtol=1e-6, atol=0)
+
+
 # By use
 
 
