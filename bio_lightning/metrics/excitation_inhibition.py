@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from bio_lightning.functional._layer import add_pieces, count_positive_, ratio
+from bio_lightning.functional._layer import add_pieces, computing_dtype, count_positive_, ratio
 
 __all__ = ["ExcitationInhibition"]
 
@@ -62,9 +62,10 @@ class ExcitationInhibition(Metric):
         Args:
             weight: Signed weights, any shape.
         """
-        excitation, inhibition, excitatory, inhibitory = add_pieces(_sums, weight)
-        self.excitation = self.excitation + excitation
-        self.inhibition = self.inhibition + inhibition
+        difference, total, excitatory, inhibitory = add_pieces(_sums, weight)
+        # where all have one sign, the one sum is exactly as far from 0 as the other
+        self.excitation = self.excitation + (total + difference) / 2
+        self.inhibition = self.inhibition + (total - difference) / 2
         self.excitatory = self.excitatory + excitatory
         self.inhibitory = self.inhibitory + inhibitory
         self.count = self.count + weight.numel()
@@ -82,7 +83,5 @@ class ExcitationInhibition(Metric):
 
 
 def _sums(weight: Tensor) -> tuple[Tensor, ...]:
-    signed = weight.to(torch.float64, copy=True)
-    difference, positive, negative = signed.sum(), count_positive_(weight.clone()), count_positive_(-weight)
-    total = signed.abs_().sum()  # where all have one sign, exactly as far from 0 as the difference
-    return (total + difference) / 2, (total - difference) / 2, positive, negative
+    signed = weight.to(computing_dtype(weight))
+    return signed.sum(), signed.abs().sum(), count_positive_(weight.clone()), count_positive_(-weight)

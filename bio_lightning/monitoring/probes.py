@@ -95,15 +95,15 @@ class Probes:
             return
         for layer in self._owned_by(optimizer):
             if layer.weight.grad is not None:
-                self._move("gradient_ratio", layer).update(whole(layer.weight.grad), whole(layer.weight.detach()))
+                self._statistics.update(self._move("gradient_ratio", layer), layer.weight.grad, layer.weight.detach())
 
     @torch.no_grad()
     def _see_updates(self, optimizer: Optimizer, *_: Any) -> None:
         """Optimizer post-hook, behind that of the session, which may have scaled the move."""
         if self._looks_at_moves:
             for layer in self._owned_by(optimizer):
-                before, after = whole(self._before[layer.name]), whole(layer.weight.detach())
-                self._move("update_ratio", layer).update(before, after)
+                moved = self._move("update_ratio", layer)
+                self._statistics.update(moved, self._before[layer.name], layer.weight.detach())
 
     # ---- afterwards -------------------------------------------------------------------------------------------------
 
@@ -125,8 +125,10 @@ class Probes:
             rates[name] = self._statistics.metric(ACTIVITY, "firing_rate_mean", name, device)
             dormant[name] = self._statistics.metric(ACTIVITY, "dormant_fraction", name, device, **units)
             if share is not None:
-                rates[name].update(share)
-                dormant[name].update(share.unsqueeze(0))  # by its rate a unit is as dormant as by its activation
+                self._statistics.update(rates[name], share)
+                self._statistics.update(
+                    dormant[name], share.unsqueeze(0)
+                )  # by its rate a unit is as dormant as by its activation
         inputs: dict[str, Metric] = {**self._inputs} if self._ranking.is_open else {}
         if over_ranks:
             sum_over_ranks([*rates.values(), *dormant.values(), *inputs.values()])

@@ -101,16 +101,23 @@ class Statistics:
     """
 
     def __init__(self) -> None:
-        self._kept: dict[tuple[str, str, str], Metric] = {}
+        self._kept: dict[tuple[str, str, str], tuple[Metric, dict[str, Tensor]]] = {}
 
     def metric(self, group: str, family: str, layer: str, device: torch.device, **settings: Any) -> Metric:
         """An empty metric."""
         key = (group, family, layer)
         if key not in self._kept:
-            self._kept[key] = FAMILIES[family].metric(sync_on_compute=False, **settings).to(device)
-        metric = self._kept[key]
-        vars(metric).update((name, cast("Tensor", default).to(device)) for name, default in metric._defaults.items())
+            metric = FAMILIES[family].metric(sync_on_compute=False, **settings).to(device)
+            empty = {name: cast("Tensor", default).to(device) for name, default in metric._defaults.items()}
+            self._kept[key] = metric, empty
+        metric, empty = self._kept[key]
+        vars(metric).update(empty)
         return metric
+
+    @staticmethod
+    def update(metric: Metric, *values: Any) -> None:
+        """Show a metric what is observed of a layer."""
+        type(metric).update(metric, *(whole(value) if isinstance(value, Tensor) else value for value in values))
 
     @torch.no_grad()
     def updated(self, layers: Iterable[tuple[Synapses, Iterable[Observation]]]) -> Series:
@@ -119,7 +126,7 @@ class Statistics:
         for layer, observations in layers:
             for group, family, values in observations:
                 metric = self.metric(group, family, layer.name, layer.weight.device)
-                type(metric).update(metric, *(whole(v) if isinstance(v, Tensor) else v for v in values))
+                self.update(metric, *values)
                 series.setdefault((group, family), {})[layer.name] = metric
         return series
 
@@ -135,7 +142,7 @@ class Statistics:
                 found.append(values)
         if not found:
             return {}
-        numbers = torch.cat([values.to(found[0].device) for values in found]).tolist()
+        numbers = torch.cat(_on_one_device(found)).tolist()
         # without a death there is no lifetime yet
         return {
             tag: number
@@ -151,7 +158,7 @@ class Statistics:
         # states of one shape lie side by side, so that one call computes of all layers what it would of one
         together = self.metric(group, family, OVERALL, first.device)
         for name, reduction in together._reductions.items():
-            states = torch.stack([cast("Tensor", getattr(m, name)).to(first.device) for m in metrics.values()])
+            states = torch.stack(_on_one_device([vars(metric)[name] for metric in metrics.values()]))
             overall = cast("Callable[[Tensor], Tensor]", reduction)(states)
             vars(together)[name] = torch.cat([states, overall.unsqueeze(0)])
         return _by_name(type(together).compute(together))
@@ -164,6 +171,12 @@ def _averaged(metrics: Sequence[Metric]) -> dict[str, Tensor]:
     columns = {name: torch.stack([row[name].to(metrics[0].device) for row in rows]) for name in rows[0]}
     shares = torch.tensor(sizes, dtype=torch.float64, device=metrics[0].device) / sum(sizes)
     return {name: torch.cat([values, (values @ shares).unsqueeze(0)]) for name, values in columns.items()}
+
+
+def _on_one_device(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """That of the first; to ask takes less than to send."""
+    device = tensors[0].device
+    return [tensor if tensor.device == device else tensor.to(device) for tensor in tensors]
 
 
 def _by_name(computed: Tensor | dict[str, Tensor]) -> dict[str, Tensor]:
