@@ -30,8 +30,6 @@ Store = dict[str, dict[str, Tensor]]
 SMALL = 1 << 14
 #: So many weights at a time, which bounds the copies.
 TOGETHER = 1 << 20
-#: So many passes are made ready before the first of them runs and drives the code that does so out of the caches.
-AHEAD = 16
 
 
 class Part(NamedTuple):
@@ -85,15 +83,12 @@ class Plasticity:
         if left:  # to prepare for compiled code takes longer than to find out that there is nothing to run
             finish_together(self._jobs(mode, left))
 
-    def _jobs(self, mode: Mode, works: Sequence[Work]) -> Iterator[tuple[tuple[ProcessGroup, ...], Job]]:
-        """A job for each work, with the processes that hold its weights together; some are made ready at a time."""
-        for first in range(0, len(works), AHEAD):
-            yield from [self._job(mode, work) for work in works[first : first + AHEAD]]
-
-    def _job(self, mode: Mode, work: Work) -> tuple[tuple[ProcessGroup, ...], Job]:
-        layout = self._layout(work.layers[0])
-        job = self._run_one if len(work.layers) == 1 else self._run_side_by_side
-        return layout.groups, job(mode, work, layout)
+    def _jobs(self, mode: Mode, works: Iterable[Work]) -> Iterator[tuple[tuple[ProcessGroup, ...], Job]]:
+        """A job for each work, with the processes that hold its weights together."""
+        for work in works:
+            layout = self._layout(work.layers[0])
+            job = self._run_one if len(work.layers) == 1 else self._run_side_by_side
+            yield layout.groups, job(mode, work, layout)
 
     def place(self, synapses: Synapses) -> tuple[object, int]:
         """How a weight lies, and how many that lie so and are worked on alike may do so side by side: at least 1."""
@@ -185,7 +180,7 @@ class Plasticity:
         ]
         matrix = layout.matrix(weight)
         beside = None if other is None else layout.matrix(other)
-        sweep = run(
+        yield from run(
             tuple(part.form for part in work.parts),
             mode,
             matrix,
@@ -197,7 +192,9 @@ class Plasticity:
             spread=bool(layout.groups),
         )
         states = ((part.states[0], piece.state) for part, piece in zip(work.parts, data, strict=True) if part.states)
-        return _written_back(sweep, layout, [(weight, matrix), (other, beside), *states])
+        for tensor, result in ((weight, matrix), (other, beside), *states):
+            if tensor is not None and result is not None:
+                layout.write_back(tensor, result)
 
     def _run_side_by_side(self, mode: Mode, work: Work, layout: Layout) -> Job:
         """Layers of one shape as the rows of one matrix."""
@@ -235,14 +232,6 @@ class Plasticity:
         for part, piece in zip(work.parts, data, strict=True):
             if piece.state is not None and part.form.observe is not None:
                 layout.scatter(piece.state, part.states)
-
-
-def _written_back(sweep: Job, layout: Layout, matrices: Iterable[tuple[Tensor | None, Tensor | None]]) -> Job:
-    """Afterwards what had to be copied into matrices is put back into its tensors."""
-    yield from sweep
-    for tensor, matrix in matrices:
-        if tensor is not None and matrix is not None:
-            layout.write_back(tensor, matrix)
 
 
 def share_of_step(gamma: int) -> Part:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from bio_lightning.functional._layer import mean, mean_abs
-from bio_lightning.functional._masks import both, choose, either, holds
+from bio_lightning.functional._masks import both, choose, either, greater, less
 
 __all__ = ["crystallize", "frequently_used", "highly_active", "settled_or_strong"]
 
@@ -47,13 +47,12 @@ def hits(
     """:func:`settled_or_strong` as a mask of ``_masks``."""
     size = grad.abs()
     average = mean_abs(weight) if average is None else average
-    settled = holds(torch.gt, weight.abs().mul_(crystal_thresh), size)
+    settled = less(size, weight.abs().mul_(crystal_thresh))
     if ignore_zero_grad:
-        settled = both(settled, holds(torch.gt, size, 0.0))
+        settled = both(settled, greater(size, 0.0))
     infinity = torch.full_like(average, torch.inf)
-    limit = torch.where(average > 0, average, infinity)  # a layer of zeros has no strong signals
-    finite = holds(torch.lt, size, torch.inf)  # NaN is neither small nor large
-    return both(either(settled, holds(torch.gt, size, limit)), finite)
+    strong = greater(size, torch.where(average > 0, average, infinity))  # a layer of zeros has no strong signals
+    return both(either(settled, strong), less(size, torch.inf))  # NaN is neither small nor large
 
 
 @torch.no_grad()

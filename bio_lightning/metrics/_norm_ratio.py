@@ -48,11 +48,11 @@ _SMALLEST, _LARGEST = 1e-20, 1e30
 def sum_of_squares(piece: Tensor) -> Tensor:
     """0-dim float64, of a flat piece.
 
-    float32 has no squares below 1e-45, and gradients reach those; where it does, a processor adds up in it in a third
-    of the time.
+    float32 has no squares below 1e-45, and gradients reach those; where it does, a processor adds up in it in half
+    the time.
     """
     if piece.dtype == torch.float32 and piece.device.type == "cpu":
-        total = torch.dot(piece, piece)
+        total = piece.square().sum()
         if _SMALLEST * piece.numel() < total < _LARGEST:
             return total.to(torch.float64)
     wide = piece.to(torch.float64)

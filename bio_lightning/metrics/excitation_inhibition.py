@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from bio_lightning.functional._layer import add_pieces, computing_dtype, count_positive_, ratio
+from bio_lightning.functional._layer import add_pieces, count_positive_, ratio
 
 __all__ = ["ExcitationInhibition"]
 
@@ -83,5 +83,5 @@ class ExcitationInhibition(Metric):
 
 
 def _sums(weight: Tensor) -> tuple[Tensor, ...]:
-    signed = weight.to(computing_dtype(weight))
-    return signed.sum(), signed.abs().sum(), count_positive_(weight.clone()), count_positive_(-weight)
+    signed = weight.to(torch.float64, copy=True)
+    return signed.sum(), signed.abs_().sum(), count_positive_(weight.clone()), count_positive_(-weight)

@@ -101,11 +101,11 @@ class Statistics:
     """
 
     def __init__(self) -> None:
-        self._kept: dict[tuple[str, str, str], tuple[Metric, dict[str, Tensor]]] = {}
+        self._kept: dict[tuple[object, ...], tuple[Metric, dict[str, Tensor]]] = {}
 
     def metric(self, group: str, family: str, layer: str, device: torch.device, **settings: Any) -> Metric:
         """An empty metric."""
-        key = (group, family, layer)
+        key = (group, family, layer, device)
         if key not in self._kept:
             metric = FAMILIES[family].metric(sync_on_compute=False, **settings).to(device)
             empty = {name: cast("Tensor", default).to(device) for name, default in metric._defaults.items()}

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from bio_lightning import metrics
-from bio_lightning.metrics import CrystallizedFraction, MultiplierSpread
+from bio_lightning.metrics import CrystallizedFraction, ExcitationInhibition, MultiplierSpread
 from tests.metrics.cases import CASES, assert_close, assert_equals_reference, class_name, draws, make
 
 
@@ -151,7 +151,15 @@ def test_spread_of_every_precision(dtype):
     metric.update(multiplier)
     exact = multiplier.to(torch.float64).numpy()
     expected = {"mean": exact.mean(), "std": exact.std(), "min": exact.min(), "max": exact.max()}
-    assert_close(metric.compute(), expected, tolerance=1e-6)
+    assert_close(metric.compute(), expected, tolerance=1e-7)
+
+
+def test_few_weak_inhibitory_synapses_are_not_lost():
+    weight = torch.rand(200, 300) * 0.1
+    weight[0, 0] = -1e-6
+    metric = ExcitationInhibition()
+    metric.update(weight)
+    assert metric.compute()["inhibition"].item() == pytest.approx(1e-6 / weight.numel(), rel=1e-5)
 
 
 def test_narrow_spread_around_one_is_not_lost():

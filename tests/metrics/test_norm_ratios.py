@@ -40,6 +40,14 @@ def test_small_gradients_are_not_lost():
     assert metric.compute().item() == pytest.approx(1e-28, rel=1e-6, abs=0.0)
 
 
+@pytest.mark.parametrize(("size", "reference"), [(1e-12, 1e-3), (1e-9, 1e25), (3e18, 1.0), (0.1, 0.37)])
+def test_many_values_of_any_size_count(size, reference):
+    """Also where their squares, or the sum of these, are not in float32's range, or add up to one rounded way."""
+    metric = GradientRatio()
+    metric.update(torch.full((300_000,), size), torch.full((300_000,), reference))
+    assert metric.compute().item() == pytest.approx(size / reference, rel=1e-6, abs=0.0)
+
+
 def test_squares_beyond_half_precision():
     metric = GradientRatio()
     metric.update(torch.full((4,), 600.0, dtype=torch.float16), torch.full((4,), 300.0, dtype=torch.float16))

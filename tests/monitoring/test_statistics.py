@@ -35,7 +35,7 @@ def test_layers_and_all_of_them_together(family, prefix, make, layers):
         metric = make()
         metric.update(tensor)
         expected |= {f"bio/g/{prefix}{key}/{name}": value.item() for key, value in metric.compute().items()}
-    assert found == pytest.approx(expected, rel=1e-6)
+    assert found == pytest.approx(expected, rel=1e-12)
     assert len(set(found.values())) > len(layers)
 
 
