@@ -10,14 +10,12 @@ import functools
 import math
 import zlib
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 __all__ = ["Draw", "Noise", "Noises", "element_index", "stream"]
-
-_MASK64 = (1 << 64) - 1
 
 
 @functools.cache
@@ -70,20 +68,25 @@ def element_index(
     return index
 
 
-def _mix64(value: int) -> int:
-    """SplitMix64's finaliser on Python integers."""
-    value = (value + 0x9E3779B97F4A7C15) & _MASK64
-    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _MASK64
-    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & _MASK64
-    return value ^ (value >> 31)
+_Int64 = TypeVar("_Int64", int, Tensor)
 
 
-def _mix64_all(values: Tensor) -> Tensor:
-    """The same on int64, which wraps as well."""
-    x = values + _signed(0x9E3779B97F4A7C15, 64)
-    x = _xorshift(x, 30, 64).mul_(_signed(0xBF58476D1CE4E5B9, 64))
-    x = _xorshift(x, 27, 64).mul_(_signed(0x94D049BB133111EB, 64))
-    return _xorshift(x, 31, 64)
+def _wrapped(x: _Int64) -> _Int64:
+    """Back in 64 bits with a sign, where tensors of int64 are by themselves."""
+    return x if isinstance(x, Tensor) else _signed(x, 64)
+
+
+def _mix64(x: _Int64) -> _Int64:
+    """SplitMix64's finaliser; the masks make the right shifts of signed integers logical."""
+    x = _wrapped(x + _signed(0x9E3779B97F4A7C15, 64))
+    x = _wrapped((x ^ (x >> 30 & (1 << 34) - 1)) * _signed(0xBF58476D1CE4E5B9, 64))
+    x = _wrapped((x ^ (x >> 27 & (1 << 37) - 1)) * _signed(0x94D049BB133111EB, 64))
+    return x ^ (x >> 31 & (1 << 33) - 1)
+
+
+def _key(seed: int, stream: _Int64, step: int) -> _Int64:
+    """64 random bits, a function of all three."""
+    return _mix64(_mix64(stream ^ _mix64(_signed(seed, 64))) ^ _signed(step, 64))
 
 
 def _signed(value: int, width: int = 32) -> int:
@@ -91,9 +94,9 @@ def _signed(value: int, width: int = 32) -> int:
     return value - (1 << width) if value >= 1 << (width - 1) else value
 
 
-def _xorshift(x: Tensor, shift: int, width: int = 32) -> Tensor:
-    """``x ^ (x >> shift)``; the mask makes the right shift of signed integers of that width logical."""
-    return (x >> shift).bitwise_and_((1 << (width - shift)) - 1).bitwise_xor_(x)
+def _xorshift(x: Tensor, shift: int) -> Tensor:
+    """``x ^ (x >> shift)``; the mask makes the right shift of an int32 logical."""
+    return (x >> shift).bitwise_and_((1 << (32 - shift)) - 1).bitwise_xor_(x)
 
 
 class Noise(NamedTuple):
@@ -123,7 +126,7 @@ class Noise(NamedTuple):
 
     def keys(self) -> tuple[int, int]:
         """The draw as two signed 32-bit numbers."""
-        key = _mix64(_mix64(_mix64(self.seed & _MASK64) ^ self.stream) ^ (self.step & _MASK64))
+        key = _key(self.seed, self.stream, self.step)
         return _signed(key), _signed(key >> 32)
 
     def at(self, index: Tensor) -> Draw:
@@ -174,8 +177,7 @@ class Noises(NamedTuple):
 
     def keys(self) -> Tensor:
         """What :meth:`Noise.keys` gives, int32, ``(weights, 2)``: much faster than one by one."""
-        key = _mix64_all(torch.tensor(self.streams, dtype=torch.int64) ^ _signed(_mix64(self.seed & _MASK64), 64))
-        key = _mix64_all(key ^ _signed(self.step, 64))
+        key = _key(self.seed, torch.tensor(self.streams, dtype=torch.int64), self.step)
         return torch.stack([key, key >> 32], dim=1).to(torch.int32)
 
 
