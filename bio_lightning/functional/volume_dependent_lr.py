@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Literal
 
 import torch
@@ -43,7 +42,7 @@ def stability(
     if torch.compiler.is_compiling() and stability_factor <= _POLYNOMIAL_UP_TO:
         squarings = 0 if stability_factor <= 1 else 1 if stability_factor <= 2 else 2
         return exp_of_negative(volume, stability_factor, squarings)
-    return volume.mul_(-stability_factor / math.log(2.0)).exp2_()
+    return volume.mul_(-stability_factor).exp_()
 
 
 @torch.no_grad()
