@@ -94,7 +94,7 @@ def _traced(model: pl.LightningModule, layers: dict[str, nn.Module]) -> Architec
     """Trace a stand-in, since running a user's ``forward`` may leave marks on the model and move any random state."""
     try:
         stand_in = _copy_without_parameters(model)
-    except Exception:
+    except Exception:  # whatever a user's class may raise; the source then says that nothing was traced
         return _with_ends(Architecture(order=list(layers)))
     stand_in._trainer = model._trainer
     for module in list(stand_in.modules()):
@@ -211,7 +211,7 @@ def _trace(root: nn.Module, prefix: str, layers: dict[str, nn.Module]) -> Archit
     """Fx trace of one module, or None where it cannot be traced."""
     try:
         graph = _Tracer(layers).trace(root)
-    except Exception:
+    except Exception:  # whatever a user's forward may raise on a stand-in for numbers
         return None
     modules = dict(root.named_modules())
     flow = Architecture(order=[], source="fx trace")

@@ -34,6 +34,7 @@ __all__ = [
     "finish_together",
     "layer_mean",
     "perform",
+    "product",
     "run",
 ]
 
@@ -237,7 +238,7 @@ class _Pass(NamedTuple):
                 block = block._replace(state=state)
             if form.factor is not None:
                 factors.append(form.factor(block))
-        factor = _product(factors, chunk.weight.shape)
+        factor = product(factors, chunk.weight.shape)
         for stored, state in new:
             stored.copy_(state)
         if self.mode == "before":
@@ -253,14 +254,14 @@ class _Pass(NamedTuple):
             chunk.weight.sub_((chunk.weight - chunk.other) * keep)
 
 
-def _product(factors: Sequence[Tensor], shape: torch.Size) -> Tensor | None:
-    """Of factors that broadcast against a shape; None of none."""
+def product(factors: Sequence[Tensor], shape: torch.Size) -> Tensor | None:
+    """Product of factors that broadcast against a shape: a single one itself, and None of none."""
     if len(factors) < 2:
         return factors[0] if factors else None
-    product = factors[0] * factors[1]  # a tensor of its own, where a factor may be what is stored
+    result = factors[0] * factors[1]  # a tensor of its own, where a factor may be what is stored
     for factor in factors[2:]:
-        product = product.mul_(factor) if product.shape == shape else product * factor
-    return product
+        result = result.mul_(factor) if result.shape == shape else result * factor
+    return result
 
 
 class Arguments(NamedTuple):

@@ -17,7 +17,7 @@ from bio_lightning.events import Change, Kept, change_weight, draw
 from bio_lightning.functional._layer import computing_dtype, mean
 from bio_lightning.functional._shards import as_part, in_parts_of, like_held, local, start_of
 from bio_lightning.functional.noise import Noises, element_index
-from bio_lightning.kernels import Block, Data, Form, Job, Mode, Rule, finish_together, run
+from bio_lightning.kernels import Block, Data, Form, Job, Mode, Rule, finish_together, product, run
 from bio_lightning.layout import Layout
 from bio_lightning.synapses import Synapses
 
@@ -125,7 +125,7 @@ class Plasticity:
 
     @staticmethod
     def _factor(parts: Sequence[Part], weight: Tensor, index: Tensor | None) -> Tensor | None:
-        product: Tensor | None = None
+        factors = []
         average = None
         for part in parts:
             rule = part.form.factor
@@ -138,9 +138,8 @@ class Plasticity:
             block = Block(weight, None, average, None, state, draw, tuple(operand[0] for operand in part.operands))
             if part.form.statistic is not None:
                 block = block._replace(mean=mean(part.form.statistic(block)))
-            factor = rule(block)
-            product = factor if product is None else product * factor
-        return product
+            factors.append(rule(block))
+        return product(factors, weight.shape)
 
     def release(self) -> None:
         """Free the snapshots."""

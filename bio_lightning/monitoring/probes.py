@@ -126,9 +126,8 @@ class Probes:
             dormant[name] = self._statistics.metric(ACTIVITY, "dormant_fraction", name, device, **units)
             if share is not None:
                 self._statistics.update(rates[name], share)
-                self._statistics.update(
-                    dormant[name], share.unsqueeze(0)
-                )  # by its rate a unit is as dormant as by its activation
+                # by its rate a unit is as dormant as by its activation
+                self._statistics.update(dormant[name], share.unsqueeze(0))
         inputs: dict[str, Metric] = {**self._inputs} if self._ranking.is_open else {}
         if over_ranks:
             sum_over_ranks([*rates.values(), *dormant.values(), *inputs.values()])

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from bio_lightning.functional._shards import whole
+from bio_lightning.kernels import product
 from bio_lightning.metrics import ExcitationInhibition
 from bio_lightning.monitoring.figures import Points, Snapshot
 from bio_lightning.monitoring.statistics import ACTIVITY, PLASTICITY, WEIGHTS, Observation, Series
@@ -23,16 +24,16 @@ def observed(session: Session, layer: Synapses) -> Iterator[Observation]:
     weight = layer.weight.detach()
     yield WEIGHTS, "log_weight", (weight,)
     yield WEIGHTS, "balance", (weight,)
-    product: Tensor | None = None
+    multipliers = []
     for mechanism in session.acting(layer):
         observables = mechanism.observables(session, layer)
         for family, values in observables.items():
             yield mechanism.name, family, values
         if "multiplier" in observables and mechanism.active(_latest_step(session, layer)):
-            multiplier = cast("Tensor", observables["multiplier"][0])
-            product = multiplier if product is None else product * multiplier
+            multipliers.append(cast("Tensor", observables["multiplier"][0]))
     if _scales(session, layer):
-        yield PLASTICITY, "plasticity", (torch.ones_like(weight) if product is None else product,)
+        multiplier = product(multipliers, weight.shape)
+        yield PLASTICITY, "plasticity", (torch.ones_like(weight) if multiplier is None else multiplier,)
 
 
 def ranks_of(layer: Synapses) -> Iterator[Observation]:

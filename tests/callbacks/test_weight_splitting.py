@@ -135,7 +135,12 @@ def test_grouped_takes_any_rank():
         def forward(self, x):
             return super().forward(x).mean(dim=1)
 
-    fit(make_model(Sequences), [WeightSplitting(mode="grouped")])
+    split = make_model(Sequences, double=True)
+    fit(split, [WeightSplitting(mode="grouped", gamma=4)])
+    x = split.batches(1)[0][0]
+    together = split.net[0](x)
+    assert together.shape[1] == 3
+    assert all(torch.allclose(together[:, place], split.net[0](x[:, place])) for place in range(3))
 
 
 def test_output_layer_is_found_wherever_it_is_nested():
