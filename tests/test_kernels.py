@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 
 import pytest
 import torch
@@ -101,6 +102,38 @@ def test_layers_side_by_side_are_treated_as_alone(monkeypatch, optimizer, at_onc
     monkeypatch.setattr(plasticity, "SMALL", 0)
     alone = trained(Many, optimizer, plastic())
     assert all(torch.allclose(together[name], alone[name], rtol=1e-9, atol=1e-12) for name in alone)
+
+
+@pytest.mark.parametrize("shapes", list(itertools.permutations([(2, 3), (2, 3), (2, 1), (1, 1)])))
+def test_a_product_has_every_factor_and_changes_none(shapes):
+    factors = [torch.full(shape, float(prime)) for shape, prime in zip(shapes, (2, 3, 5, 7), strict=True)]
+    stored = [factor.clone() for factor in factors]
+    for count, expected in enumerate([2.0, 6.0, 30.0, 210.0], 1):
+        product = kernels.product(factors[:count], torch.Size([2, 3]))
+        assert torch.equal(product.expand(2, 3), torch.full((2, 3), expected))
+    assert all(map(torch.equal, factors, stored))
+    assert kernels.product([], torch.Size([2, 3])) is None
+
+
+def test_three_factors_act_together():
+    """One mechanism after the other on the gradient, and all in one pass."""
+    callbacks = [
+        FuzzyLearningRates(nu=0.3),
+        VolumeDependentLR(stability_factor=1.0, lr_variability=0.3),
+        Crystallization(crystal_thresh=0.3, recovery=0.0),
+    ]
+    plain = make_model("MLP", double=True)
+    start = weights_of(plain)
+    fit(plain, steps=1)
+    moved = []
+    for some in ([callbacks[0]], [callbacks[1]], [callbacks[2]], callbacks):
+        model = make_model("MLP", double=True)
+        fit(model, some, steps=1)
+        before, after = start["net.2.weight"], weights_of(model)["net.2.weight"]
+        moved.append((after - before) / (weights_of(plain)["net.2.weight"] - before))
+    factors, together = moved[:3], moved[3]
+    assert all(factor.nan_to_num(1.0).std() > 0.01 for factor in factors)
+    assert torch.allclose(together, factors[0] * factors[1] * factors[2], rtol=1e-6, equal_nan=True)
 
 
 class Unlike(MLP):
