@@ -17,6 +17,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
+from bio_lightning.functional._compiling import computed_once
 from bio_lightning.functional._layer import computing_dtype
 from bio_lightning.functional._shards import add_up
 from bio_lightning.functional.noise import Draw
@@ -295,8 +296,10 @@ class Arguments(NamedTuple):
         data, average = list(self.data), self.average
         for place, mean in zip(places, means, strict=True):
             rounded = mean.to(computing_dtype(self.weight))
-            if torch.compiler.is_compiling():  # stores it, where else every element would round it for itself
-                rounded = rounded.as_strided(rounded.shape, rounded.stride())
+            if torch.compiler.is_compiling():
+                # For every row: a sweep that reads nothing by row runs over rows and columns in one loop, and cannot be
+                # fused with its random numbers, which are drawn by row and column.
+                rounded = computed_once(rounded.expand(self.weight.shape[0], 1).clone())
             if place < 0:
                 average = rounded
             else:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
 
 import pytest
 import torch
 from torch import nn
+from torch._C._dynamo import guards
 from torch._inductor.utils import fresh_cache, run_and_get_code
 
 from bio_lightning import (
@@ -15,6 +17,7 @@ from bio_lightning import (
     FuzzyLearningRates,
     SynapticScaling,
     VolumeDependentLR,
+    WeightRejuvenation,
     kernels,
     multipliers,
     plasticity,
@@ -261,6 +264,34 @@ def test_what_a_tiny_layer_compiles_uses_all_threads_on_a_large_one(monkeypatch)
     assert len(codes) == 2, "one compilation serves all sizes, and another one another dtype"
     assert all("#pragma omp parallel" in code for code in codes)
     assert all(map(torch.equal, weights, eager))
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "mechanisms"),
+    [
+        ("sgd", lambda: plastic("compiled")),
+        ("sgd", lambda: [VolumeDependentLR(kernel="compiled"), Crystallization(criterion="use", use_thresh=1.0)]),
+        ("adam", lambda: plastic("compiled")),
+        ("adam", lambda: [WeightRejuvenation(every_n_steps=1, source="lognormal", kernel="compiled")]),
+    ],
+    ids=["all", "use", "update", "event"],
+)
+def test_compiled_code_keeps_nothing_of_the_size_of_a_layer(monkeypatch, optimizer, mechanisms):
+    """What it computes of a large layer stays in a processor's registers, however often it is read."""
+
+    class Wide(MLP):
+        def __init__(self, optimizer: str = "sgd") -> None:
+            super().__init__(optimizer)
+            self.net = nn.Sequential(nn.Linear(6, 200), nn.ReLU(), nn.Linear(200, 304), nn.ReLU(), nn.Linear(304, 4))
+
+    made = []
+    make = guards._empty_strided_cpu
+    monkeypatch.setattr(guards, "_empty_strided_cpu", lambda size, *more: made.append(size) or make(size, *more))
+    kernels._compiled.cache_clear()
+    with fresh_cache():  # compiled code takes the function when it is loaded
+        fit(make_model(Wide, optimizer), mechanisms(), steps=2)
+    assert not kernels._failed
+    assert max(map(math.prod, made)) < 200 * 304
 
 
 def _halved(block):

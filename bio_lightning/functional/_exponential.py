@@ -31,6 +31,4 @@ def exp_of_negative(x: Tensor, factor: float | Tensor, squarings: int) -> Tensor
     power: Tensor = y * _POLYNOMIAL[0] + _POLYNOMIAL[1]
     for coefficient in _POLYNOMIAL[2:]:  # one multiply-add each
         power = power * y + coefficient
-    for _ in range(squarings):
-        power = power * power
-    return power
+    return power ** (1 << squarings)  # in a loop, the compiler would write out everything twice for every squaring

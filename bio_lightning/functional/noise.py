@@ -15,6 +15,8 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
+from bio_lightning.functional._compiling import computed_once
+
 __all__ = ["Draw", "Noise", "Noises", "element_index", "stream"]
 
 
@@ -228,7 +230,7 @@ class Draw(NamedTuple):
 
     def normal(self, like: Tensor) -> Tensor:
         """Standard normal, float32; see :meth:`Noise.normal`."""
-        return _normal(self.bits())
+        return _normal(computed_once(self.bits()))
 
 
 #: The normal as a polynomial in the sum x of a hash's fields, x in [-1, 1]: ``x * p(1/4 - x**2)``, highest power first.
