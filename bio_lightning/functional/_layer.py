@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bio_lightning.functional._shards import add_up_all
 
-__all__ = ["add_pieces", "computing_dtype", "count_positive_", "mean", "mean_abs", "pieces", "ratio", "std", "total"]
+__all__ = ["add_pieces", "computing_dtype", "mean", "mean_abs", "pieces", "ratio", "std", "total"]
 
 _PIECE = 1 << 18
 
@@ -46,15 +46,6 @@ def pieces(tensor: Tensor) -> tuple[Tensor, ...]:
     """All elements, flat, in one piece or several."""
     flat = tensor.detach().flatten()
     return torch.split(flat, _PIECE if flat.device.type == "cpu" else max(flat.numel(), 1))
-
-
-def count_positive_(tensor: Tensor) -> Tensor:
-    """Number of elements > 0, 0-dim; NaN is none. Changes the tensor, which is a temporary.
-
-    Ones and zeros of the tensor's own type add up several times as fast as bools.
-    """
-    exact = tensor.dtype in (torch.float32, torch.float64, torch.int32) and tensor.numel() < 1 << 24
-    return tensor.gt_(0).sum(dtype=tensor.dtype if exact else torch.float64)
 
 
 def mean(x: Tensor) -> Tensor:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from bio_lightning.functional._layer import add_pieces, count_positive_, ratio
+from bio_lightning.functional._layer import add_pieces, computing_dtype, ratio
+from bio_lightning.functional._masks import count, less
 
 __all__ = ["CrystallizedFraction"]
 
@@ -58,7 +59,7 @@ class CrystallizedFraction(Metric):
             below: Their own limit; None for the metric's.
         """
         limit = self.below if below is None else below
-        (crystallized,) = add_pieces(lambda piece: (count_positive_(limit - piece),), crystal)
+        (crystallized,) = add_pieces(lambda piece: (count(less(piece.to(computing_dtype(piece)), limit)),), crystal)
         self.crystallized = self.crystallized + crystallized
         self.count = self.count + crystal.numel()
 

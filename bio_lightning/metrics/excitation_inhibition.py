@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from bio_lightning.functional._layer import add_pieces, count_positive_, ratio
+from bio_lightning.functional._layer import add_pieces, ratio
+from bio_lightning.functional._masks import count, greater, less
 
 __all__ = ["ExcitationInhibition"]
 
@@ -84,4 +85,4 @@ class ExcitationInhibition(Metric):
 
 def _sums(weight: Tensor) -> tuple[Tensor, ...]:
     signed = weight.to(torch.float64, copy=True)
-    return signed.sum(), signed.abs_().sum(), count_positive_(weight.clone()), count_positive_(-weight)
+    return signed.sum(), signed.abs_().sum(), count(greater(weight, 0)), count(less(weight, 0))

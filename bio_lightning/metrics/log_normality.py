@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from bio_lightning.functional._layer import add_pieces, computing_dtype, count_positive_, ratio
+from bio_lightning.functional._layer import add_pieces, computing_dtype, ratio
+from bio_lightning.functional._masks import count, greater
 
 __all__ = ["LogNormality"]
 
@@ -86,4 +87,4 @@ def _sums(weight: Tensor) -> tuple[Tensor, ...]:
     logs = size.to(computing_dtype(size)).log()
     logs = logs.nan_to_num_(nan=torch.nan, posinf=torch.inf, neginf=0.0).to(torch.float64)  # a log of 0 adds nothing
     square = logs.square()
-    return count_positive_(size), logs.sum(), square.sum(), torch.dot(square, logs)
+    return count(greater(size, 0)), logs.sum(), square.sum(), torch.dot(square, logs)

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from bio_lightning.functional._layer import add_pieces, count_positive_, ratio
+from bio_lightning.functional._layer import add_pieces, ratio
+from bio_lightning.functional._masks import count, greater
 
 __all__ = ["SynapseSurvival"]
 
@@ -79,7 +80,7 @@ class SynapseSurvival(Metric):
             raise ValueError(f"age: got {age.dtype}; allowed: an integer type")
         if age.dtype not in (torch.int32, torch.int64):
             age = age.to(torch.int64)  # comparing wraps around where the type is too small for a number of steps
-        self.older = self.older + add_pieces(lambda part: [count_positive_(part - n) for n in self.older_than], age)
+        self.older = self.older + add_pieces(lambda part: [count(greater(part, n)) for n in self.older_than], age)
         self.total_age = self.total_age + age.sum()
         self.count = self.count + age.numel()
 

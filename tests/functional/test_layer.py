@@ -4,13 +4,13 @@ import torch
 from bio_lightning.functional._layer import (
     add_pieces,
     computing_dtype,
-    count_positive_,
     mean,
     mean_abs,
     pieces,
     ratio,
     std,
 )
+from bio_lightning.functional._masks import count, greater
 from tests import reference
 from tests.checks import TOLERANCE, assert_pure, floats, random_weight
 
@@ -71,12 +71,12 @@ def test_large_tensors_add_up_piece_by_piece(dtype):
     x = (torch.arange(200_003) % 7 - 3).to(dtype).view(-1, 1).expand(-1, 2)
     assert len(pieces(x)) > 1
     assert torch.equal(torch.cat(pieces(x)), x.flatten())
-    total, positive = add_pieces(lambda part: (part.sum(dtype=torch.float64), count_positive_(part.clone())), x)
+    total, positive = add_pieces(lambda part: (part.sum(dtype=torch.float64), count(greater(part, 0))), x)
     assert (total.dtype, positive.dtype) == (torch.float64, torch.float64)
     assert total.item() == x.double().sum().item()
     assert positive.item() == int((x > 0).sum()) > 2**16
 
 
 def test_counts_nothing_that_is_not_a_number_or_not_there():
-    assert count_positive_(torch.tensor([float("nan"), 0.0, -1.0, 2.0])) == 1
-    assert add_pieces(lambda part: (count_positive_(part),), torch.empty(0)).tolist() == [0.0]
+    assert count(greater(torch.tensor([float("nan"), 0.0, -1.0, 2.0]), 0)) == 1
+    assert add_pieces(lambda part: (count(greater(part, 0)),), torch.empty(0)).tolist() == [0.0]
