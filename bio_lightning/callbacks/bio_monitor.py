@@ -109,8 +109,8 @@ class BioMonitor(BioCallback):
 
     include: tuple[str, ...] = ("*",)
     exclude: tuple[str, ...] = ()
-    histogram_every_n_steps: int | None = number(500, ge=1)
-    rank_every_n_steps: int | None = number(5000, ge=1)
+    histogram_every_n_steps: int | None = number(1000, ge=1)
+    rank_every_n_steps: int | None = number(10_000, ge=1)
     figure_every_n_epochs: int | None = number(None, ge=1)
     alerts: bool = True
     alert_share: float = number(0.5, ge=0, le=1)

@@ -24,21 +24,16 @@ class NormRatio(Metric):
     full_state_update = False
 
     squares: Tensor
-    reference_squares: Tensor
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        for name in ("squares", "reference_squares"):
-            self.add_state(name, torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
-
-    def _add(self, squares: Tensor, reference_squares: Tensor) -> None:
-        self.squares = self.squares + squares
-        self.reference_squares = self.reference_squares + reference_squares
+        self.add_state("squares", torch.zeros(2, dtype=torch.float64), dist_reduce_fx="sum")
 
     def compute(self) -> Tensor:
         """The ratio over all layers so far."""
-        nothing = (self.squares == 0) & (self.reference_squares == 0)
-        return torch.where(nothing, torch.zeros_like(self.squares), self.squares / self.reference_squares).sqrt()
+        squares, reference = self.squares.unbind(-1)
+        nothing = (squares == 0) & (reference == 0)
+        return torch.where(nothing, torch.zeros_like(squares), squares / reference).sqrt()
 
 
 def sum_of_squares(piece: Tensor) -> Tensor:

@@ -46,16 +46,13 @@ class ExcitationInhibition(Metric):
     is_differentiable = False
     full_state_update = False
 
-    excitation: Tensor
-    inhibition: Tensor
-    excitatory: Tensor
-    inhibitory: Tensor
+    sums: Tensor
     count: Tensor
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        for name in ("excitation", "inhibition", "excitatory", "inhibitory", "count"):
-            self.add_state(name, torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("sums", torch.zeros(4, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("count", torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(self, weight: Tensor) -> None:
         """Add some synapses.
@@ -63,26 +60,23 @@ class ExcitationInhibition(Metric):
         Args:
             weight: Signed weights, any shape.
         """
-        difference, total, excitatory, inhibitory = add_pieces(_sums, weight)
-        # where all have one sign, the one sum is exactly as far from 0 as the other
-        self.excitation = self.excitation + (total + difference) / 2
-        self.inhibition = self.inhibition + (total - difference) / 2
-        self.excitatory = self.excitatory + excitatory
-        self.inhibitory = self.inhibitory + inhibitory
+        self.sums = self.sums + add_pieces(_sums, weight)
         self.count = self.count + weight.numel()
 
     def compute(self) -> dict[str, Tensor]:
         """The four numbers over all synapses so far."""
-        difference, total = self.excitation - self.inhibition, self.excitation + self.inhibition
-        share = ratio(self.excitatory, self.excitatory + self.inhibitory, at_zero=0.0)
+        difference, total, excitatory, inhibitory = self.sums.unbind(-1)
+        share = ratio(excitatory, excitatory + inhibitory, at_zero=0.0)
         return {
-            "excitation": ratio(self.excitation, self.count, at_zero=0.0),
-            "inhibition": ratio(self.inhibition, self.count, at_zero=0.0),
+            # where all have one sign, the one sum is exactly as far from 0 as the other
+            "excitation": ratio((total + difference) / 2, self.count, at_zero=0.0),
+            "inhibition": ratio((total - difference) / 2, self.count, at_zero=0.0),
             "balance": ratio(difference, total, at_zero=0.0),
             "excitatory_fraction": torch.where(total.isnan(), total, share),  # NaN has no sign
         }
 
 
 def _sums(weight: Tensor) -> tuple[Tensor, ...]:
+    """Sums of weights and of their sizes, and how many excite and inhibit."""
     signed = weight.to(torch.float64, copy=True)
     return signed.sum(), signed.abs_().sum(), count(greater(weight, 0)), count(less(weight, 0))

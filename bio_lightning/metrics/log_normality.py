@@ -47,15 +47,11 @@ class LogNormality(Metric):
     is_differentiable = False
     full_state_update = False
 
-    count: Tensor
-    logs: Tensor
-    squared_logs: Tensor
-    cubed_logs: Tensor
+    sums: Tensor
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        for name in ("count", "logs", "squared_logs", "cubed_logs"):
-            self.add_state(name, torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("sums", torch.zeros(4, dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(self, weight: Tensor) -> None:
         """Add some synapses.
@@ -63,17 +59,11 @@ class LogNormality(Metric):
         Args:
             weight: Weights of any shape; signs do not matter.
         """
-        count, logs, squared_logs, cubed_logs = add_pieces(_sums, weight)
-        self.count = self.count + count
-        self.logs = self.logs + logs
-        self.squared_logs = self.squared_logs + squared_logs
-        self.cubed_logs = self.cubed_logs + cubed_logs
+        self.sums = self.sums + add_pieces(_sums, weight)
 
     def compute(self) -> dict[str, Tensor]:
         """The three statistics of all synapses so far."""
-        mean, square, cube = (
-            ratio(total, self.count, at_zero=0.0) for total in (self.logs, self.squared_logs, self.cubed_logs)
-        )
+        mean, square, cube = ratio(self.sums[..., 1:], self.sums[..., :1], at_zero=0.0).unbind(-1)
         variance = square - mean.square()
         constant = variance <= _CONSTANT * square
         variance = torch.where(constant, torch.zeros_like(variance), variance)
@@ -83,8 +73,10 @@ class LogNormality(Metric):
 
 
 def _sums(weight: Tensor) -> tuple[Tensor, ...]:
+    """How many synapses, and sums of their logarithms, of the squares and of the cubes."""
     size = weight.abs()
-    logs = size.to(computing_dtype(size)).log()
+    synapses = count(greater(size, 0))
+    logs = size.to(computing_dtype(size)).log_()
     logs = logs.nan_to_num_(nan=torch.nan, posinf=torch.inf, neginf=0.0).to(torch.float64)  # a log of 0 adds nothing
     square = logs.square()
-    return count(greater(size, 0)), logs.sum(), square.sum(), torch.dot(square, logs)
+    return synapses, logs.sum(), square.sum(), torch.dot(square, logs)

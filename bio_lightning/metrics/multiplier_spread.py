@@ -56,8 +56,7 @@ class MultiplierSpread(Metric):
     full_state_update = False
 
     count: Tensor
-    distance: Tensor
-    squared_distance: Tensor
+    sums: Tensor
     lowest: Tensor
     highest: Tensor
     bins: Tensor
@@ -67,8 +66,8 @@ class MultiplierSpread(Metric):
         if not all(0 <= probability <= 1 for probability in quantiles):
             raise ValueError(f"quantiles: got {quantiles!r}; allowed: numbers in [0, 1]")
         self.quantiles = tuple(quantiles)
-        for name in ("count", "distance", "squared_distance"):
-            self.add_state(name, torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("count", torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("sums", torch.zeros(2, dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("lowest", torch.tensor(math.inf, dtype=torch.float64), dist_reduce_fx="min")
         self.add_state("highest", torch.tensor(-math.inf, dtype=torch.float64), dist_reduce_fx="max")
         if self.quantiles:
@@ -84,9 +83,7 @@ class MultiplierSpread(Metric):
             return
         lowest, highest = torch.aminmax(multiplier)
         self.count = self.count + multiplier.numel()
-        distance, squared_distance = add_pieces(_sums, multiplier)
-        self.distance = self.distance + distance
-        self.squared_distance = self.squared_distance + squared_distance
+        self.sums = self.sums + add_pieces(_sums, multiplier)
         self.lowest = torch.minimum(self.lowest, lowest.to(torch.float64))
         self.highest = torch.maximum(self.highest, highest.to(torch.float64))
         if self.quantiles:
@@ -94,8 +91,8 @@ class MultiplierSpread(Metric):
 
     def compute(self) -> dict[str, Tensor]:
         """The statistics of all multipliers so far."""
-        offset = ratio(self.distance, self.count, at_zero=0.0)
-        variance = ratio(self.squared_distance, self.count, at_zero=0.0) - offset.square()
+        offset, square = ratio(self.sums, self.count.unsqueeze(-1), at_zero=0.0).unbind(-1)
+        variance = square - offset.square()
         neutral, empty = torch.ones_like(self.count), self.count == 0
         names = [f"quantile_{probability:g}" for probability in self.quantiles]
         return {
@@ -115,5 +112,6 @@ class MultiplierSpread(Metric):
 
 
 def _sums(multiplier: Tensor) -> tuple[Tensor, Tensor]:
+    """Sums of how far multipliers are from neutral, and of the squares."""
     distance = multiplier.to(torch.float64, copy=True).sub_(1)
     return distance.sum(), torch.dot(distance, distance)

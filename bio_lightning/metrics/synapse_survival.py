@@ -54,8 +54,7 @@ class SynapseSurvival(Metric):
     is_differentiable = False
     full_state_update = False
 
-    older: Tensor
-    total_age: Tensor
+    sums: Tensor
     count: Tensor
 
     def __init__(self, older_than: int | Sequence[int] = (100, 1000), **kwargs: Any) -> None:
@@ -63,9 +62,8 @@ class SynapseSurvival(Metric):
         self.older_than = tuple(older_than) if isinstance(older_than, Sequence) else (older_than,)
         if not self.older_than or not all(isinstance(steps, int) and steps >= 0 for steps in self.older_than):
             raise ValueError(f"older_than: got {older_than!r}; allowed: whole numbers >= 0, at least one")
-        self.add_state("older", torch.zeros(len(self.older_than), dtype=torch.float64), dist_reduce_fx="sum")
-        for name in ("total_age", "count"):
-            self.add_state(name, torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("sums", torch.zeros(len(self.older_than) + 1, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("count", torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(self, age: Tensor) -> None:
         """Add some synapses.
@@ -80,14 +78,14 @@ class SynapseSurvival(Metric):
             raise ValueError(f"age: got {age.dtype}; allowed: an integer type")
         if age.dtype not in (torch.int32, torch.int64):
             age = age.to(torch.int64)  # comparing wraps around where the type is too small for a number of steps
-        self.older = self.older + add_pieces(lambda part: [count(greater(part, n)) for n in self.older_than], age)
-        self.total_age = self.total_age + age.sum()
+        self.sums = self.sums + add_pieces(self._sums, age)
         self.count = self.count + age.numel()
+
+    def _sums(self, age: Tensor) -> list[Tensor]:
+        """How many are older than each number of steps, and the sum of their ages."""
+        return [*(count(greater(age, steps)) for steps in self.older_than), age.sum()]
 
     def compute(self) -> dict[str, Tensor]:
         """The shares and the mean over all synapses so far."""
-        shares = {
-            f"older_than_{steps}": ratio(older, self.count, at_zero=0.0)
-            for steps, older in zip(self.older_than, self.older.unbind(-1), strict=True)
-        }
-        return {**shares, "age_mean": ratio(self.total_age, self.count, at_zero=0.0)}
+        names = [*(f"older_than_{steps}" for steps in self.older_than), "age_mean"]
+        return dict(zip(names, ratio(self.sums, self.count.unsqueeze(-1), at_zero=0.0).unbind(-1), strict=True))
