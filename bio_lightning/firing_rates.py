@@ -85,7 +85,11 @@ class RateCounter:
         others = [d for d in range(value.ndim) if d != self.dim % value.ndim]
         total = value.numel() // max(value.shape[self.dim], 1)
         # ones and zeros as floats: to compare into bool and add that up takes five times as long
-        ones = torch.gt(value, 0, out=torch.empty_like(value, dtype=computing_dtype(value)))
+        dtype = computing_dtype(value)
+        if torch.compiler.is_compiling():  # which refuses to write into what is not contiguous
+            ones = (value > 0).to(dtype)
+        else:
+            ones = torch.gt(value, 0, out=torch.empty_like(value, dtype=dtype))
         if others:
             ones = ones.sum(dim=others, dtype=None if total < _EXACT else torch.float64)
         # counts are exact integers: independent of how a batch is cut into micro-batches and ranks

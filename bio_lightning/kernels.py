@@ -297,8 +297,8 @@ class Arguments(NamedTuple):
         for place, mean in zip(places, means, strict=True):
             rounded = mean.to(computing_dtype(self.weight))
             if torch.compiler.is_compiling():
-                # For every row: a sweep that reads nothing by row runs over rows and columns in one loop, and cannot be
-                # fused with its random numbers, which are drawn by row and column.
+                # For every row: a sweep that stores a state, too, and reads nothing by row is one loop over rows and
+                # columns, and cannot be fused with its random numbers, which are drawn by row and column.
                 rounded = computed_once(rounded.expand(self.weight.shape[0], 1).clone())
             if place < 0:
                 average = rounded
@@ -346,7 +346,8 @@ _OPTIONS: dict[str, Any] = {
     "realize_opcount_threshold": 1000,
     "realize_reads_threshold": 1000,
 }
-#: Where every row has statistics of its own, torch 2.13 fails to fuse them with what reads them.
+#: Where every row has statistics of its own, torch 2.13 fails to fuse them with what reads them, and stores more. These
+#: layers are small, at most a million weights together.
 _ROW_OPTIONS = {**_OPTIONS, "max_fusion_size": 1}
 #: Settings are constants of the compiled code, not arguments of it: to hand each over costs as much as all the rest.
 _CONSTANTS = torch._dynamo.config.patch(specialize_float=True)

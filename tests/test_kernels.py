@@ -290,6 +290,7 @@ def test_compiled_code_keeps_nothing_of_the_size_of_a_layer(monkeypatch, optimiz
     kernels._compiled.cache_clear()
     with fresh_cache():  # compiled code takes the function when it is loaded
         fit(make_model(Wide, optimizer), mechanisms(), steps=2)
+    kernels._compiled.cache_clear()
     assert not kernels._failed
     assert max(map(math.prod, made)) < 200 * 304
 

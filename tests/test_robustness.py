@@ -173,6 +173,27 @@ def test_compiled_code_counts_even_where_it_was_compiled_without_hooks():
     assert all("rate" in tensors for tensors in scaling.session.store.values())
 
 
+def test_counting_in_channels_last_breaks_no_compiled_graph():
+    class ChannelsLast(ZooModel):
+        shape = (2, 6, 6)
+
+        def __init__(self, optimizer: str = "sgd") -> None:
+            super().__init__(optimizer)
+            self.net = nn.Sequential(nn.Conv2d(2, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 4), nn.ReLU(), nn.Flatten())
+            self.net.to(memory_format=torch.channels_last)
+
+    def rates(whole: bool) -> list:
+        model, scaling = make_model(ChannelsLast), SynapticScaling()
+        if whole:
+            model.net = torch.compile(model.net, backend="aot_eager", fullgraph=True)
+        fit(model, [scaling], steps=2)
+        return [tensors["rate"] for tensors in scaling.session.store.values()]
+
+    eager = rates(whole=False)
+    assert len(eager) > 0
+    assert all(map(torch.allclose, eager, rates(whole=True)))
+
+
 def test_rates_cover_manually_accumulated_batches():
     class Manual(MLP):
         def __init__(self, optimizer: str = "sgd") -> None:

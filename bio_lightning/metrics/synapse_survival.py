@@ -76,7 +76,7 @@ class SynapseSurvival(Metric):
         """
         if age.is_floating_point() or age.dtype == torch.bool:
             raise ValueError(f"age: got {age.dtype}; allowed: an integer type")
-        if age.dtype not in (torch.int32, torch.int64):
+        if age.dtype != torch.int32 or max(self.older_than) > torch.iinfo(torch.int32).max:
             age = age.to(torch.int64)  # comparing wraps around where the type is too small for a number of steps
         self.sums = self.sums + add_pieces(self._sums, age)
         self.count = self.count + age.numel()

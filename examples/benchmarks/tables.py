@@ -163,7 +163,7 @@ def _step_variants(setup: Setup, workload: Workload, steps: int) -> Variants:
 
 
 def monitor(setup: Setup) -> Table | None:
-    """What a run pays for being watched, logs, histograms and ranks included."""
+    """What a run pays for being watched, logs and histograms included; ranks fall due later."""
     if setup.accelerator != "cpu":
         print("monitor is left out: it is measured on the CPU")
         return None
@@ -187,8 +187,8 @@ def monitor(setup: Setup) -> Table | None:
         asked = "1.05" if name == "preset default, watched" else ""
         rows.append((name, milliseconds(timings, name), ratio(timings, name, name.removesuffix(", watched")), asked))
     note = (
-        f"Mean step of a run of {steps} on {workload.name}, logs, histograms and ranks included, with TensorBoard and"
-        " the defaults of Trainer and `BioMonitor`."
+        f"Mean step of a run of {steps} on {workload.name}, logs and histograms included, with TensorBoard and the"
+        " defaults of Trainer and `BioMonitor`; ranks fall due later."
     )
     return Table("Monitor", ("run", "ms per step", "over unwatched", "asked: at most"), rows, note)
 

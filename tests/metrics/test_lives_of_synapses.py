@@ -52,6 +52,12 @@ def test_ages_of_any_integer_type(dtype):
     assert {key: value.item() for key, value in metric.compute().items()} == expected
 
 
+def test_no_age_is_beyond_what_its_type_holds():
+    metric = SynapseSurvival(older_than=(5, 2**31, 2**32 - 5))
+    metric.update(torch.tensor([0, 7, 2**31 - 1], dtype=torch.int32))
+    assert [value.item() for value in metric.compute().values()][:3] == [pytest.approx(2 / 3), 0.0, 0.0]
+
+
 @pytest.mark.parametrize("older_than", [-1, 2.5, (), (3, -3), (1.0,)])
 def test_older_than_out_of_range(older_than):
     with pytest.raises(ValueError, match="older_than: got "):
