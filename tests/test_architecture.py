@@ -102,7 +102,8 @@ def test_only_config_knows_yaml_and_only_package_and_command_line_know_config(na
 @pytest.mark.parametrize("name", MODULES)
 def test_imports_what_is_installed_with_it(name):
     declared = ("bio_lightning", "lightning", "omegaconf", "torch", "torchmetrics", "typing_extensions", "yaml")
-    of_command_line = ("jsonargparse", "tensorboard") if name.startswith("bio_lightning.cli") else ()
+    # protobuf is imported as google
+    of_command_line = ("google", "jsonargparse", "tensorboard") if name.startswith("bio_lightning.cli") else ()
     assert foreign(name, declared + of_command_line + OPTIONAL.get(name, ())) == set()
 
 

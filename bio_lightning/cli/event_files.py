@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from google.protobuf.message import DecodeError
 from lightning.pytorch.core.saving import load_hparams_from_yaml
 from tensorboard.backend.event_processing import event_accumulator, event_file_loader
 from tensorboard.backend.event_processing.directory_watcher import DirectoryWatcher
@@ -116,15 +117,23 @@ class _EventFile(event_file_loader.RawEventFileLoader):  # type: ignore[misc] # 
     def __init__(self, path: str) -> None:
         super().__init__(path)
         self.path, self.end = path, 0
+        self._holds_no_event = False
 
     def Load(self) -> Iterator[Any]:  # noqa: N802 - TensorBoard's name
         """Events, as far as they can be read; ``end`` is the byte behind them."""
         for record in super().Load():
+            try:
+                event = Event.FromString(record)
+            except DecodeError:  # its checksum is right all the same
+                self._holds_no_event = True
+                return
             self.end += _HEAD.size + len(record) + _FOOT.size
-            yield Event.FromString(record)
+            yield event
 
     def is_damaged(self) -> bool:
         """Whether the next record is wrong, and not just unfinished, as a killed run leaves its last one."""
+        if self._holds_no_event:
+            return True
         with open(self.path, "rb") as file:
             file.seek(self.end)
             head = file.read(_HEAD.size)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
 from torch.utils.tensorboard import SummaryWriter
 
 from bio_lightning import bio_callbacks
@@ -226,6 +227,19 @@ def test_damage_in_the_middle_is_warned_of(tmp_path, at):
     assert len(starts) == 22, "the first record is the version"
     content[starts[11] + at if at >= 0 else starts[12] + at] ^= 4
     file.write_bytes(content)
+    expected = re.escape(f"{file}: damaged at byte {starts[11]:,}; what was logged behind that is not shown")
+    with pytest.warns(UserWarning, match=f"^{expected}$") as caught:
+        (run,) = find_runs([tmp_path])
+    assert len(caught) == 1
+    assert run.scalars == {"loss": [(10 * step, float(step)) for step in range(10)]}
+
+
+def test_a_record_that_holds_no_event_is_damage(tmp_path):
+    file = event_file(tmp_path)
+    content, starts = file.read_bytes(), records(file)
+    length = (1).to_bytes(8, "little")
+    record = b"".join(part + int(masked_crc32c(part)).to_bytes(4, "little") for part in (length, b"\xff"))
+    file.write_bytes(content[: starts[11]] + record + content[starts[12] :])
     expected = re.escape(f"{file}: damaged at byte {starts[11]:,}; what was logged behind that is not shown")
     with pytest.warns(UserWarning, match=f"^{expected}$") as caught:
         (run,) = find_runs([tmp_path])
