@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     assert __doc__ is not None  # noqa: S101 - python -OO is not for benchmarks
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="small sizes, less than a minute; for CI")
+    parser.add_argument("--quick", action="store_true", help="small sizes, a few minutes; for CI")
     parser.add_argument("--only", choices=list(TABLES), help="one table")
     parser.add_argument("--accelerator", choices=["cpu", "gpu"], default="cpu", help="default: %(default)s")
     parser.add_argument("--out", type=Path, help=f"file for the tables (default: {RESULTS.name} for a full run)")
