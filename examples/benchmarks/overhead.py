@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         setup = Setup(args.quick, known_kernels(KERNELS), args.accelerator)
         torch.manual_seed(0)
         try:
-            check(setup.kernels)
+            check(setup.kernels, quick=setup.quick)
         except DisagreementError as error:
             print(f"error: {error}", file=sys.stderr)
             return 1
