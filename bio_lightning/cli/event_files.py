@@ -121,6 +121,8 @@ class _EventFile(event_file_loader.RawEventFileLoader):  # type: ignore[misc] # 
 
     def Load(self) -> Iterator[Any]:  # noqa: N802 - TensorBoard's name
         """Events, as far as they can be read; ``end`` is the byte behind them."""
+        if self._holds_no_event:  # asked again, TensorBoard's loader would go on behind that record
+            return
         for record in super().Load():
             try:
                 event = Event.FromString(record)

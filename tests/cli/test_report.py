@@ -234,12 +234,15 @@ def test_damage_in_the_middle_is_warned_of(tmp_path, at):
     assert run.scalars == {"loss": [(10 * step, float(step)) for step in range(10)]}
 
 
-def test_a_record_that_holds_no_event_is_damage(tmp_path):
+@pytest.mark.parametrize("files", [1, 2])
+def test_a_record_that_holds_no_event_is_damage(tmp_path, files):
     file = event_file(tmp_path)
     content, starts = file.read_bytes(), records(file)
     length = (1).to_bytes(8, "little")
     record = b"".join(part + int(masked_crc32c(part)).to_bytes(4, "little") for part in (length, b"\xff"))
     file.write_bytes(content[: starts[11]] + record + content[starts[12] :])
+    if files == 2:  # before it goes on to the next file, TensorBoard asks for more of this one
+        (tmp_path / "events.out.tfevents.9999999999.later").write_bytes(content[: starts[1]])
     expected = re.escape(f"{file}: damaged at byte {starts[11]:,}; what was logged behind that is not shown")
     with pytest.warns(UserWarning, match=f"^{expected}$") as caught:
         (run,) = find_runs([tmp_path])
