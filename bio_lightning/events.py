@@ -168,8 +168,8 @@ def change_weight(
     others = [one for one in kept if one.noise is None]
     if not drawn:
         return _run(change, weight, layout, others, compiled)
-    # 32 bits: a bool is slow to store in compiled code
-    mask = torch.zeros_like(weight, dtype=torch.int32, requires_grad=False)
+    # 32 bits: a bool is slow to store in compiled code, and an integer to load
+    mask = torch.zeros_like(weight, dtype=torch.float32, requires_grad=False)
     changed = _run(change, weight, layout, [*others, Kept(mask, ONE)], compiled)
     _run(Change(Rule(_marked), operands=(mask,)), weight, layout, drawn, compiled=False)
     return changed

@@ -286,7 +286,9 @@ class Arguments(NamedTuple):
     def block(self, place: int, mode: Mode) -> Block:
         """What the rules of one mechanism see."""
         data = self.data[place]
-        draw = None if data.keys is None else Draw(*data.keys, self.row.unsqueeze(1), self.column, data.derived)
+        draw = None
+        if data.keys is not None:
+            draw = Draw(*data.keys, self.row.unsqueeze(1), self.column.to(torch.int32), data.derived)
         weight = self.measured(mode)
         state = None if data.state is None else data.state.to(computing_dtype(weight))
         return Block(weight, self.grad, self.average, data.mean, state, draw, data.operands)
@@ -422,7 +424,8 @@ def run(
         mode: See :data:`Mode`.
         weight: Weights, ``(rows, columns)``.
         other: Gradient or snapshot, the shape of ``weight``.
-        index: int32 index of every row and of every column: an element's logical index is the sum of its two.
+        index: Of every row, int32, and of every column, whole numbers of any type: an element's logical index is the
+            sum of its two.
         data: Tensors of every mechanism, in the order of ``forms``.
         grad: Raw gradient where ``other`` is a snapshot.
         layer_per_row: Whether every row is a layer of its own, with its own statistics.

@@ -263,6 +263,7 @@ def test_what_a_tiny_layer_compiles_uses_all_threads_on_a_large_one(monkeypatch)
         _none, codes = run_and_get_code(run)
     assert len(codes) == 2, "one compilation serves all sizes, and another one another dtype"
     assert all("#pragma omp parallel" in code for code in codes)
+    assert not any("Vectorized<int32_t>::loadu" in code for code in codes), "slow with AVX2, so columns are floats"
     assert all(map(torch.equal, weights, eager))
 
 

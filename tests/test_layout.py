@@ -21,10 +21,25 @@ WEIGHTS = {
 def test_index_is_the_logical_one(weight):
     layout = Layout(weight)
     row, column = layout.index
-    logical = element_index(weight.shape).to(torch.int32)
-    assert torch.equal(row.unsqueeze(1) + column, layout.matrix(logical))
-    drawn = Noise(1, 2, 3).at(row.unsqueeze(1) + column).uniform(weight)
+    assert (row.dtype, column.dtype) == (torch.int32, torch.float32)
+    index = row.unsqueeze(1) + column.to(torch.int32)
+    assert torch.equal(index, layout.matrix(element_index(weight.shape).to(torch.int32)))
+    assert torch.equal(layout.flat_index, index.flatten().to(torch.float32))
+    drawn = Noise(1, 2, 3).at(index).uniform(weight)
     assert torch.equal(drawn, layout.matrix(Noise(1, 2, 3).uniform(weight)))
+
+
+def test_an_index_that_float32_would_round_stays_whole():
+    long = 1 << 24
+    wide, narrow = (Layout(torch.empty(1, long + extra, dtype=torch.int8)) for extra in (2, 1))
+    for layout, dtype in ((wide, torch.int32), (narrow, torch.float32)):
+        for index in (layout.index[1], layout.flat_index):
+            assert index.dtype == dtype
+            assert index[long - 1 :].tolist() == list(range(long - 1, index.numel()))
+    # the columns of the second row fit into float32, the indices of its elements do not
+    tall = Layout(torch.empty(2, long, dtype=torch.int8))
+    assert (tall.index[1].dtype, tall.flat_index.dtype) == (torch.float32, torch.int32)
+    assert tall.flat_index[-1] == 2 * long - 1
 
 
 @pytest.mark.parametrize("weight", WEIGHTS.values(), ids=WEIGHTS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from bio_lightning.functional._compiling import computed_once
 from bio_lightning.functional._layer import mean, mean_abs
 from bio_lightning.functional._masks import both, choose, either, greater, less
 
@@ -51,7 +52,8 @@ def hits(
     if ignore_zero_grad:
         settled = both(settled, greater(size, 0.0))
     infinity = torch.full_like(average, torch.inf)
-    strong = greater(size, torch.where(average > 0, average, infinity))  # a layer of zeros has no strong signals
+    large = computed_once(torch.where(average > 0, average, infinity))  # a layer of zeros has no strong signals
+    strong = greater(size, large)
     return both(either(settled, strong), less(size, torch.inf))  # NaN is neither small nor large
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from bio_lightning.functional._compiling import computed_once
 from bio_lightning.functional._layer import mean
 
 __all__ = ["MIN_RATE", "scale_grad", "scaling_factor", "target_rate", "tetzlaff_change"]
@@ -52,7 +53,7 @@ def scaling_factor(
         tensor([2.0000, 1.0000, 0.5000])
     """
     wanted = target_rate(rate, target) if average is None or not isinstance(target, str) else average
-    return (wanted.clamp(min=MIN_RATE) / rate.clamp(min=MIN_RATE)).pow(strength).clamp(min, max)
+    return computed_once((wanted.clamp(min=MIN_RATE) / rate.clamp(min=MIN_RATE)).pow(strength).clamp(min, max))
 
 
 @torch.no_grad()

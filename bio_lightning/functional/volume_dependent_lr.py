@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from bio_lightning.functional._compiling import computed_once
 from bio_lightning.functional._exponential import exp_of_negative
 from bio_lightning.functional._layer import computing_dtype, mean, mean_abs
 from bio_lightning.functional.noise import Draw, Noise
@@ -37,7 +38,7 @@ def stability(
     half: Tensor | float = 1.0
     if reference == "layer_mean":
         half = mean_abs(weight) if average is None else average
-        half = half.clamp(min=torch.finfo(half.dtype).tiny)  # a layer of zeros has no volume
+        half = computed_once(half.clamp(min=torch.finfo(half.dtype).tiny))  # a layer of zeros has no volume
     volume = size.div_(size + half)
     if torch.compiler.is_compiling() and stability_factor <= _POLYNOMIAL_UP_TO:
         squarings = 0 if stability_factor <= 1 else 1 if stability_factor <= 2 else 2
@@ -90,7 +91,8 @@ def volume_dependent_lr(
     """
     expected = stability(weight, average, stability_factor=stability_factor, reference=reference)
     if normalize:
-        expected.mul_((mean(expected) if average_stability is None else average_stability).reciprocal())
+        average_stability = mean(expected) if average_stability is None else average_stability
+        expected.mul_(computed_once(average_stability.reciprocal()))
     else:
         expected.mul_(base_lr)
     return expected.addcmul_(expected, noise.normal(weight), value=lr_variability).abs_()

@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from bio_lightning.functional._compiling import computed_once
 from bio_lightning.functional._exponential import exp_of_negative
 from bio_lightning.functional._layer import computing_dtype, total
 from bio_lightning.functional.noise import Draw, Noise
@@ -42,7 +43,7 @@ def turnover_mask(weight: Tensor, noise: Noise | Draw, *, dre: float = 8.0, scal
         tensor([ True, False])
     """
     size = weight.abs().to(computing_dtype(weight))
-    exponent = size * (dre / torch.as_tensor(scale, dtype=size.dtype, device=size.device))
+    exponent = size * computed_once(dre / torch.as_tensor(scale, dtype=size.dtype, device=size.device))
     if torch.compiler.is_compiling():
         return noise.uniform(weight) < exp_of_negative(exponent.clamp(max=_NEVER), 1.0, squarings=4)
     return noise.uniform(weight) < exponent.neg_().exp_()
