@@ -44,26 +44,26 @@ class Layout:
         self.size = part.numel()
 
         def count(dims: tuple[int, ...]) -> Tensor:
-            """Logical index of the elements along some dimensions, in memory order."""
+            """Logical index of the elements along some dimensions, in memory order, modulo 2**32."""
             index = torch.zeros(1, dtype=torch.int64)
             for dim in dims:
                 steps = torch.arange(start[dim], start[dim] + shape[dim]) * logical[dim]
                 index = (index.unsqueeze(-1) + steps).flatten()
-            return index
+            return index.to(torch.int32).to(weight.device)
 
-        self._counted = count(self._order[:leading]), count(self._order[leading:])
-        self._device = weight.device
-        row, column = self._counted
+        largest = [(start[dim] + shape[dim] - 1) * logical[dim] for dim in self._order]
+        self._largest = sum(largest)
+        row, column = count(self._order[:leading]), count(self._order[leading:])
         #: What an element's row and its column add to its logical index, modulo 2**32; the column as floats if it can.
-        self.index = row.to(torch.int32).to(self._device), _as_floats(column).to(self._device)
+        self.index = row, _as_floats(column, sum(largest[leading:]))
         #: What decides whether two weights can lie side by side.
         self.key = (whole, start, shape, self._order, leading)
 
     @functools.cached_property
     def flat_index(self) -> Tensor:
         """Logical index of every element, in memory order, held as that of a column."""
-        row, column = self._counted
-        return _as_floats((row.unsqueeze(1) + column).flatten()).to(self._device)
+        row, column = self.index
+        return _as_floats((row.unsqueeze(1) + column.to(torch.int32)).flatten(), self._largest)
 
     def fits(self, weight: Tensor) -> bool:
         """Whether the weight still lies as it did."""
@@ -128,13 +128,13 @@ class Layout:
         return moved.expand(*rows, *columns).reshape(math.prod(rows), math.prod(columns))
 
 
-def _as_floats(index: Tensor) -> Tensor:
-    """An index in float32 where that holds every whole number of its size, else in int32, modulo 2**32.
+def _as_floats(index: Tensor, largest: int) -> Tensor:
+    """An int32 index in float32, where that holds every whole number up to the largest, else as it is.
 
     torch's code for processors with AVX2 loads integers by way of the stack and waits there for them: for a third of
     the time of a pass.
     """
-    return index.to(torch.float32 if bool((index.abs() <= 1 << 24).all()) else torch.int32)
+    return index.to(torch.float32) if largest <= 1 << 24 else index
 
 
 def _how_it_lies(tensor: Tensor) -> tuple[object, ...]:
