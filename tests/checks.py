@@ -4,6 +4,9 @@ import math
 
 import torch
 
+from bio_lightning.callbacks import weight_rejuvenation
+from bio_lightning.functional import _layer
+
 TOLERANCE = {torch.float32: 2e-6, torch.float64: 1e-12}
 
 
@@ -53,3 +56,9 @@ def random_rates(*shape, seed=0, dtype=torch.float64):
 def standard_error(values, spread):
     """Of the mean of independent draws with this standard deviation."""
     return spread / math.sqrt(len(values))
+
+
+def as_on_a_device(monkeypatch):
+    """Numbers are treated as if a device had them."""
+    for module in (_layer, weight_rejuvenation):
+        monkeypatch.setattr(module, "is_at_hand", lambda _tensor: False)

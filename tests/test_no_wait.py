@@ -6,8 +6,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bio_lightning import BioMonitor, DalesPrinciple, WeightRejuvenation
-from bio_lightning.callbacks import weight_rejuvenation
 from tests.cases import MECHANISMS, all_on
+from tests.checks import as_on_a_device
 from tests.models import fit, make_model
 
 #: What has to read a value or a size that only the device knows.
@@ -54,7 +54,7 @@ class Last(pl.Callback):
 
 
 def waits(monkeypatch, callbacks, optimizer, steps=6, **trainer):
-    monkeypatch.setattr(weight_rejuvenation, "_is_at_hand", lambda _tensor: False)  # as on another device
+    as_on_a_device(monkeypatch)
     watch = Watch()
     fit(make_model("MLP", optimizer), [First(watch), *callbacks, Last(watch, steps - 1)], steps=steps, **trainer)
     return watch.waits

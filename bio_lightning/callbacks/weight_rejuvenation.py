@@ -14,7 +14,7 @@ from bio_lightning.callbacks.base import ReadWith
 from bio_lightning.callbacks.mechanism import Observables, ScheduledMechanism
 from bio_lightning.errors import BioConfigError, nearest_name
 from bio_lightning.events import Change, Kept, change_weight, number_of, silence
-from bio_lightning.functional._layer import mean, std, total
+from bio_lightning.functional._layer import is_at_hand, mean, std, total
 from bio_lightning.functional._shards import count_of, cut, in_parts_of, local, start_of, whole
 from bio_lightning.functional.noise import Draw
 from bio_lightning.functional.quantiles import quantile_table, segments
@@ -161,7 +161,7 @@ class WeightRejuvenation(ScheduledMechanism):
         """Replace weak synapses, in one pass over the weight and all that is kept of it, where that can be done."""
         tensors, weight = session.store[synapses.name], synapses.weight
         scale = tensors["initial_std"] if self.reference == "initial" else _current_std(synapses)
-        if _is_at_hand(scale) and not bool(scale > 0):
+        if is_at_hand(scale) and not bool(scale > 0):
             self._raise_on_nan(synapses.name, weight)
             session.tell(
                 f"{synapses.name} is not rejuvenated: the standard deviation of its weights is 0, or not finite"
@@ -201,7 +201,7 @@ class WeightRejuvenation(ScheduledMechanism):
 
     def _look_for_nan(self, name: str, weight: Tensor, found: Tensor) -> None:
         """At once on a CPU; elsewhere at the next event, as looking at a value would wait for the device."""
-        seen = found if _is_at_hand(found) else self._found.get(name)
+        seen = found if is_at_hand(found) else self._found.get(name)
         self._found[name] = found.to("cpu", non_blocking=True)
         if seen is not None and bool(seen.isnan().tolist()):  # NaN among the weights, or infinities of both signs
             self._raise_on_nan(name, weight)
@@ -317,11 +317,6 @@ def _current_std(synapses: Synapses) -> Tensor:
 def _lognormal_fit(weight: Tensor) -> tuple[Tensor, Tensor]:
     with in_parts_of(weight):
         return functional.lognormal_fit(local(weight))
-
-
-def _is_at_hand(tensor: Tensor) -> bool:
-    """Whether a value can be looked at without waiting for a device."""
-    return tensor.device.type == "cpu"
 
 
 def _turnover(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -40,16 +41,14 @@ class CrystallizedFraction(Metric):
     is_differentiable = False
     full_state_update = False
 
-    crystallized: Tensor
-    count: Tensor
+    sums: Tensor
 
     def __init__(self, below: float = 0.5, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if not 0 < below <= 1:
             raise ValueError(f"below: got {below!r}; allowed: a number in (0, 1]")
         self.below = below
-        for name in ("crystallized", "count"):
-            self.add_state(name, torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("sums", torch.zeros(2, dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(self, crystal: Tensor, below: float | None = None) -> None:
         """Add some synapses.
@@ -59,10 +58,14 @@ class CrystallizedFraction(Metric):
             below: Their own limit; None for the metric's.
         """
         limit = self.below if below is None else below
-        (crystallized,) = add_pieces(lambda piece: (count(less(piece.to(computing_dtype(piece)), limit)),), crystal)
-        self.crystallized = self.crystallized + crystallized
-        self.count = self.count + crystal.numel()
+        self.sums = self.sums + add_pieces(partial(_sums, limit=limit), crystal)
 
     def compute(self) -> Tensor:
         """The share of all synapses so far."""
-        return ratio(self.crystallized, self.count, at_zero=0.0)
+        synapses, crystallized = self.sums.unbind(-1)
+        return ratio(crystallized, synapses, at_zero=0.0)
+
+
+def _sums(crystal: Tensor, limit: float) -> tuple[int, Tensor]:
+    """How many synapses, and how many of them are crystallized."""
+    return crystal.numel(), count(less(crystal.to(computing_dtype(crystal)), limit))

@@ -93,5 +93,5 @@ class DormantFraction(Metric):
         layers = zip(torch.split(self.activity, self.units), self.samples, strict=True)
         # what sums share, the number of samples, cancels in a score
         score = torch.cat([torch.where(samples == 0, torch.inf, dormancy_score(sums)) for sums, samples in layers])
-        unknown = score.isnan()
-        return {f"tau_{tau:g}": torch.where(unknown, score, (score <= tau).to(score)).mean() for tau in self.tau}
+        dormant = torch.stack([score <= tau for tau in self.tau]).to(score).masked_fill_(score.isnan(), torch.nan)
+        return dict(zip((f"tau_{tau:g}" for tau in self.tau), dormant.mean(-1).unbind(), strict=True))

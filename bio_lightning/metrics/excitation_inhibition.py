@@ -47,12 +47,10 @@ class ExcitationInhibition(Metric):
     full_state_update = False
 
     sums: Tensor
-    count: Tensor
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.add_state("sums", torch.zeros(4, dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("count", torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("sums", torch.zeros(5, dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(self, weight: Tensor) -> None:
         """Add some synapses.
@@ -61,22 +59,21 @@ class ExcitationInhibition(Metric):
             weight: Signed weights, any shape.
         """
         self.sums = self.sums + add_pieces(_sums, weight)
-        self.count = self.count + weight.numel()
 
     def compute(self) -> dict[str, Tensor]:
         """The four numbers over all synapses so far."""
-        difference, total, excitatory, inhibitory = self.sums.unbind(-1)
+        synapses, difference, total, excitatory, inhibitory = self.sums.unbind(-1)
         share = ratio(excitatory, excitatory + inhibitory, at_zero=0.0)
         return {
             # where all have one sign, the one sum is exactly as far from 0 as the other
-            "excitation": ratio((total + difference) / 2, self.count, at_zero=0.0),
-            "inhibition": ratio((total - difference) / 2, self.count, at_zero=0.0),
+            "excitation": ratio((total + difference) / 2, synapses, at_zero=0.0),
+            "inhibition": ratio((total - difference) / 2, synapses, at_zero=0.0),
             "balance": ratio(difference, total, at_zero=0.0),
             "excitatory_fraction": torch.where(total.isnan(), total, share),  # NaN has no sign
         }
 
 
-def _sums(weight: Tensor) -> tuple[Tensor, ...]:
-    """Sums of weights and of their sizes, and how many excite and inhibit."""
+def _sums(weight: Tensor) -> tuple[Tensor | int, ...]:
+    """How many synapses, sums of weights and of their sizes, and how many excite and inhibit."""
     signed = weight.to(torch.float64, copy=True)
-    return signed.sum(), signed.abs_().sum(), count(greater(weight, 0)), count(less(weight, 0))
+    return weight.numel(), signed.sum(), signed.abs_().sum(), count(greater(weight, 0)), count(less(weight, 0))

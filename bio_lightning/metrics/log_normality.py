@@ -66,10 +66,9 @@ class LogNormality(Metric):
         mean, square, cube = ratio(self.sums[..., 1:], self.sums[..., :1], at_zero=0.0).unbind(-1)
         variance = square - mean.square()
         constant = variance <= _CONSTANT * square
-        variance = torch.where(constant, torch.zeros_like(variance), variance)
+        std = variance.masked_fill_(constant, 0).sqrt()
         third = cube - 3 * mean * square + 2 * mean**3
-        skew = third / torch.where(constant, torch.ones_like(variance), variance).pow(1.5)
-        return {"mean": mean, "std": variance.sqrt(), "skew": torch.where(constant, torch.zeros_like(skew), skew)}
+        return {"mean": mean, "std": std, "skew": (third / std**3).masked_fill_(constant, 0)}
 
 
 def _sums(weight: Tensor) -> tuple[Tensor, ...]:

@@ -55,7 +55,6 @@ class MultiplierSpread(Metric):
     is_differentiable = False
     full_state_update = False
 
-    count: Tensor
     sums: Tensor
     lowest: Tensor
     highest: Tensor
@@ -66,8 +65,7 @@ class MultiplierSpread(Metric):
         if not all(0 <= probability <= 1 for probability in quantiles):
             raise ValueError(f"quantiles: got {quantiles!r}; allowed: numbers in [0, 1]")
         self.quantiles = tuple(quantiles)
-        self.add_state("count", torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("sums", torch.zeros(2, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("sums", torch.zeros(3, dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("lowest", torch.tensor(math.inf, dtype=torch.float64), dist_reduce_fx="min")
         self.add_state("highest", torch.tensor(-math.inf, dtype=torch.float64), dist_reduce_fx="max")
         if self.quantiles:
@@ -82,25 +80,24 @@ class MultiplierSpread(Metric):
         if multiplier.numel() == 0:  # has no minimum
             return
         lowest, highest = torch.aminmax(multiplier)
-        self.count = self.count + multiplier.numel()
         self.sums = self.sums + add_pieces(_sums, multiplier)
-        self.lowest = torch.minimum(self.lowest, lowest.to(torch.float64))
-        self.highest = torch.maximum(self.highest, highest.to(torch.float64))
+        self.lowest = torch.minimum(self.lowest, lowest)
+        self.highest = torch.maximum(self.highest, highest)
         if self.quantiles:
             self.bins = self.bins + sketch(multiplier)
 
     def compute(self) -> dict[str, Tensor]:
         """The statistics of all multipliers so far."""
-        offset, square = ratio(self.sums, self.count.unsqueeze(-1), at_zero=0.0).unbind(-1)
+        offset, square = ratio(self.sums[..., 1:], self.sums[..., :1], at_zero=0.0).unbind(-1)
         variance = square - offset.square()
-        neutral, empty = torch.ones_like(self.count), self.count == 0
+        empty = self.sums[..., 0] == 0
         names = [f"quantile_{probability:g}" for probability in self.quantiles]
         return {
             "mean": 1 + offset,
             "std": variance.clamp(min=0).sqrt(),
-            "min": torch.where(empty, neutral, self.lowest),
-            "max": torch.where(empty, neutral, self.highest),
-            **{name: torch.where(empty, neutral, each) for name, each in zip(names, self._quantiles(), strict=True)},
+            "min": self.lowest.masked_fill(empty, 1),
+            "max": self.highest.masked_fill(empty, 1),
+            **{name: each.masked_fill_(empty, 1) for name, each in zip(names, self._quantiles(), strict=True)},
         }
 
     def _quantiles(self) -> tuple[Tensor, ...]:
@@ -111,7 +108,7 @@ class MultiplierSpread(Metric):
         return tuple(torch.minimum(torch.maximum(each, self.lowest), self.highest) for each in estimates)
 
 
-def _sums(multiplier: Tensor) -> tuple[Tensor, Tensor]:
-    """Sums of how far multipliers are from neutral, and of the squares."""
+def _sums(multiplier: Tensor) -> tuple[Tensor | int, ...]:
+    """How many there are, sums of how far they are from neutral, and of the squares."""
     distance = multiplier.to(torch.float64, copy=True).sub_(1)
-    return distance.sum(), torch.dot(distance, distance)
+    return distance.numel(), distance.sum(), torch.dot(distance, distance)

@@ -55,15 +55,13 @@ class SynapseSurvival(Metric):
     full_state_update = False
 
     sums: Tensor
-    count: Tensor
 
     def __init__(self, older_than: int | Sequence[int] = (100, 1000), **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.older_than = tuple(older_than) if isinstance(older_than, Sequence) else (older_than,)
         if not self.older_than or not all(isinstance(steps, int) and steps >= 0 for steps in self.older_than):
             raise ValueError(f"older_than: got {older_than!r}; allowed: whole numbers >= 0, at least one")
-        self.add_state("sums", torch.zeros(len(self.older_than) + 1, dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("count", torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("sums", torch.zeros(len(self.older_than) + 2, dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(self, age: Tensor) -> None:
         """Add some synapses.
@@ -79,13 +77,12 @@ class SynapseSurvival(Metric):
         if age.dtype != torch.int32 or max(self.older_than) > torch.iinfo(torch.int32).max:
             age = age.to(torch.int64)  # comparing wraps around where the type is too small for a number of steps
         self.sums = self.sums + add_pieces(self._sums, age)
-        self.count = self.count + age.numel()
 
-    def _sums(self, age: Tensor) -> list[Tensor]:
-        """How many are older than each number of steps, and the sum of their ages."""
-        return [*(count(greater(age, steps)) for steps in self.older_than), age.sum()]
+    def _sums(self, age: Tensor) -> list[Tensor | int]:
+        """How many synapses, how many are older than each number of steps, and the sum of their ages."""
+        return [age.numel(), *(count(greater(age, steps)) for steps in self.older_than), age.sum()]
 
     def compute(self) -> dict[str, Tensor]:
         """The shares and the mean over all synapses so far."""
         names = [*(f"older_than_{steps}" for steps in self.older_than), "age_mean"]
-        return dict(zip(names, ratio(self.sums, self.count.unsqueeze(-1), at_zero=0.0).unbind(-1), strict=True))
+        return dict(zip(names, ratio(self.sums[..., 1:], self.sums[..., :1], at_zero=0.0).unbind(-1), strict=True))

@@ -16,7 +16,7 @@ from bio_lightning.session import Session
 __all__ = ["Alert", "Alerts"]
 
 #: A unit that fires less than this share of its layer's mean is dormant.
-_DORMANT = "dormant_fraction_tau_0.025"
+_FLOOR, _DORMANT = "floor_fraction", "dormant_fraction_tau_0.025"
 
 
 class Alert(NamedTuple):
@@ -68,13 +68,13 @@ class Alerts:
     def _found(self, numbers: Mapping[str, float]) -> Iterator[Alert]:
         for tag, value in numbers.items():
             _, mechanism, statistic, layer = tag.split("/", 3)
-            if layer == OVERALL or not self._learns(layer):
+            if statistic not in _TELLING or layer == OVERALL or not self._learns(layer):
                 continue
-            if statistic == "floor_fraction" and value > self._share:
+            if statistic == _FLOOR and value > self._share:
                 yield self._crystallized(layer, value)
             elif mechanism == ACTIVITY and statistic == _DORMANT and value > self._share and self._has_neurons(layer):
                 yield self._dormant(layer, value)
-            elif statistic in _MOVING or statistic in _RESTING:
+            elif statistic in _EFFECTS:
                 yield from self._still(mechanism, statistic, layer, value, numbers)
 
     def _crystallized(self, layer: str, value: float) -> Alert:
@@ -114,7 +114,7 @@ class Alerts:
         self._rest[key] = (value, since)
         every = acts.every_n_steps if isinstance(acts, ScheduledMechanism) else 1
         if rests and step - since >= max(self._patience, 2 * every):  # the first event may be yet to come
-            text = (_MOVING | _RESTING)[statistic].format(layer=layer, mechanism=mechanism, steps=step - since)
+            text = _EFFECTS[statistic].format(layer=layer, mechanism=mechanism, steps=step - since)
             yield Alert(mechanism, statistic, layer, text)
 
     def _learns(self, layer: str) -> bool:
@@ -159,3 +159,6 @@ _RESTING = {
         " gradient) or weight_rejuvenation; or leave the layer out with {mechanism}.exclude"
     ),
 }
+_EFFECTS = _MOVING | _RESTING
+#: What is looked at.
+_TELLING = {_FLOOR, _DORMANT, *_EFFECTS}

@@ -85,7 +85,6 @@ class Probes:
             for counter in counters:
                 counter.clear()
 
-    @torch.no_grad()
     def see_gradients(self, trainer: pl.Trainer, optimizer: Optimizer) -> None:
         """The gradients that an optimizer is about to use, before clipping; not where only its step unscales them."""
         if not self._looks_at_moves:
@@ -95,9 +94,9 @@ class Probes:
             return
         for layer in self._owned_by(optimizer):
             if layer.weight.grad is not None:
-                self._statistics.update(self._move("gradient_ratio", layer), layer.weight.grad, layer.weight.detach())
+                moved = self._move("gradient_ratio", layer)
+                self._statistics.update(moved, layer.weight.grad, layer.weight.detach())
 
-    @torch.no_grad()
     def _see_updates(self, optimizer: Optimizer, *_: Any) -> None:
         """Optimizer post-hook, behind that of the session, which may have scaled the move."""
         if self._looks_at_moves:

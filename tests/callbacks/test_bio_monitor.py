@@ -39,6 +39,7 @@ from bio_lightning import (
     multipliers,
 )
 from tests.cases import MECHANISMS, all_on
+from tests.checks import as_on_a_device
 from tests.models import MLP, ZOO, TwoOptimizers, fit, identical, make_model, make_trainer, weights_of
 
 LAYERS = ("net.0.weight", "net.2.weight", "net.4.weight")
@@ -491,7 +492,8 @@ def test_between_logs_nothing_is_computed(asked):
     assert asked["dales_principle"] == 2 * len(LAYERS[1:])
 
 
-def test_numbers_leave_the_device_together():
+def test_numbers_leave_the_device_together(monkeypatch):
+    as_on_a_device(monkeypatch)
     monitor = Watched()
     record([*all_on(), monitor], steps=3)
     for names in monitor.seen:

@@ -12,7 +12,7 @@ from bio_lightning.functional._layer import (
 )
 from bio_lightning.functional._masks import count, greater
 from tests import reference
-from tests.checks import TOLERANCE, assert_pure, floats, random_weight
+from tests.checks import TOLERANCE, as_on_a_device, assert_pure, floats, random_weight
 
 DTYPES = [torch.float32, torch.float64]
 HALF = [torch.float16, torch.bfloat16]
@@ -75,6 +75,22 @@ def test_large_tensors_add_up_piece_by_piece(dtype):
     assert (total.dtype, positive.dtype) == (torch.float64, torch.float64)
     assert total.item() == x.double().sum().item()
     assert positive.item() == int((x > 0).sum()) > 2**16
+
+
+def test_sums_on_a_device_are_those_of_the_processor(monkeypatch):
+    x = random_weight(700, 900, dtype=torch.float32)
+
+    def sums(part):
+        whole = part.to(torch.int64)
+        return part.numel(), part.sum(dtype=torch.float64), count(greater(part, 0)), whole.sum()
+
+    at_hand = add_pieces(sums, x)
+    as_on_a_device(monkeypatch)
+    assert len(pieces(x)) == 1
+    elsewhere = add_pieces(sums, x)
+    assert (elsewhere.dtype, elsewhere.shape, at_hand.dtype) == (torch.float64, (4,), torch.float64)
+    assert at_hand[0] == x.numel()
+    assert torch.allclose(at_hand, elsewhere, rtol=1e-12)
 
 
 def test_counts_nothing_that_is_not_a_number_or_not_there():
