@@ -117,7 +117,9 @@ class Statistics:
     @staticmethod
     def update(metric: Metric, *values: Any) -> None:
         """Show a metric what is observed of a layer."""
-        type(metric).update(metric, *(whole(value) if isinstance(value, Tensor) else value for value in values))
+        shown = [whole(value) if isinstance(value, Tensor) else value for value in values]
+        with torch.inference_mode():  # spares each operation a fifth, and no sum of these is ever learned from
+            type(metric).update(metric, *shown)
 
     @torch.no_grad()
     def updated(self, layers: Iterable[tuple[Synapses, Iterable[Observation]]]) -> Series:
@@ -130,7 +132,7 @@ class Statistics:
                 series.setdefault((group, family), {})[layer.name] = metric
         return series
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def by_tag(self, series: Series) -> dict[str, float]:
         """What the metrics compute, and what they compute for all layers together, in one transfer from the device."""
         tags: list[str] = []
