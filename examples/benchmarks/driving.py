@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import statistics
 import tempfile
 import time
@@ -27,8 +28,8 @@ __all__ = [
     "event_step",
     "fill_gradients",
     "parameters_after",
-    "run_time",
     "step_time",
+    "watched_time",
     "within_fit",
 ]
 
@@ -122,23 +123,54 @@ def step_time(
     return ordinary + event_share * max(0.0, durations[-1] - ordinary)
 
 
-def run_time(workload: Workload, callbacks: Sequence[pl.Callback], steps: int) -> float:
-    """Seconds per step of a whole run that logs to TensorBoard as Lightning's defaults have it; on the CPU.
+class _EveryOther(pl.Callback):
+    """Takes a callback out of its Trainer for every other stretch of steps, and notes when stretches begin.
+
+    Args:
+        callback: The Trainer has it behind others, one of which leads.
+        stretch: Steps.
+    """
+
+    def __init__(self, callback: pl.Callback, stretch: int) -> None:
+        self._callback, self._stretch = callback, stretch
+        self.starts: list[float] = []
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Begin a stretch a few steps behind a log, so that each has as many of them."""
+        if (batch_idx - _WARM_UP) % self._stretch == 0:
+            self.starts.append(time.perf_counter())
+            others = [each for each in trainer.callbacks if each is not self._callback]  # type: ignore[attr-defined]
+            trainer.callbacks = [*others, *([self._callback] if len(self.starts) % 2 == 0 else [])]  # type: ignore[attr-defined]
+
+
+def watched_time(
+    workload: Workload, callbacks: Sequence[pl.Callback], watching: pl.Callback, *, stretch: int, pairs: int
+) -> tuple[list[float], list[float]]:
+    """Seconds per step in stretches of one run that a callback is out of, and in those between them; on the CPU.
+
+    Stretches lie so close together that what slows a machine down for seconds hits both. The run logs to TensorBoard as
+    Lightning's defaults have it.
 
     Args:
         workload: What is trained.
-        callbacks: None for a plain run.
-        steps: Steps after the first few, which are not timed.
+        callbacks: Those that are always there.
+        watching: What is there in every other stretch.
+        stretch: Steps.
+        pairs: How many stretches with it; each is paired with the mean of its neighbours.
     """
     torch.manual_seed(0)
     module = Task(workload.build(), _MOVING[workload.optimizer])
-    clock = _StepClock()
-    count = _WARM_UP + steps + 1
+    switch = _EveryOther(watching, stretch)
+    count = _WARM_UP + (2 * pairs + 3) * stretch + 1  # the first two stretches do not count
     with tempfile.TemporaryDirectory() as folder:
-        trainer = _trainer([*callbacks, clock], count, "cpu", TensorBoardLogger(folder))
+        trainer = _trainer([*callbacks, switch, watching], count, "cpu", TensorBoardLogger(folder))
         trainer.fit(module, _repeated(workload.batch, count))
     _free(module)
-    return (clock.starts[-1] - clock.starts[_WARM_UP]) / steps
+    seconds = [(after - before) / stretch for before, after in itertools.pairwise(switch.starts)][2:]
+    without = [statistics.mean(pair) for pair in zip(seconds[::2], seconds[2::2], strict=False)]
+    return without, seconds[1::2]
 
 
 def event_step(steps: int) -> int:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 import lightning.pytorch as pl
 
 from bio_lightning import BioMonitor, bio_callbacks
-from driving import event_step, run_time, step_time
+from driving import event_step, step_time, watched_time
 from isolated import STATUS, isolated
 from measure import PASS_BYTES, Table, Timings, available_memory, interleave, milliseconds, ratio, significant
 from networks import Workload, chain, gpt, mlp, resnet18, weight_count
@@ -168,30 +168,32 @@ def monitor(setup: Setup) -> Table | None:
     if setup.accelerator != "cpu":
         print("monitor is left out: it is measured on the CPU")
         return None
-    workload, steps = (mlp(hidden=256), 60) if setup.quick else (mlp(), 1000)
+    workload, stretch, pairs = (mlp(hidden=256), 10, 2) if setup.quick else (mlp(), 100, 40)
     kernel = setup.kernels[-1]
     sets: dict[str, Callable[[], Sequence[pl.Callback]]] = {
-        "plain": list,
         "preset default": lambda: bio_callbacks("default", ["bio_monitor.enabled=false"]),
         f"everything, {kernel}": lambda: callbacks_for(kernel, ALL_MECHANISMS),
     }
-
-    def run(mechanisms: Callable[[], Sequence[pl.Callback]], watched: bool) -> Measure:
-        return lambda: run_time(workload, [*mechanisms(), *([BioMonitor()] if watched else [])], steps)
-
-    variants: Variants = {}
-    for name, mechanisms in sets.items():
-        variants |= {name: run(mechanisms, False), f"{name}, watched": run(mechanisms, True)}
-    timings = interleave(variants, setup.rounds(10))  # short runs: more of them fall into one quiet minute
     rows: list[Sequence[str]] = []
-    for name in timings:
-        asked = "1.05" if name == "preset default, watched" else ""
-        rows.append((name, milliseconds(timings, name), ratio(timings, name, name.removesuffix(", watched")), asked))
+    for name, mechanisms in sets.items():
+        timings: Timings = {name: [], "watched": []}
+        for _ in range(setup.rounds(2)):
+            # in every other stretch histograms fall due after as many steps as in a run that is always watched
+            watching = BioMonitor(histogram_every_n_steps=2000)
+            runs = watched_time(workload, mechanisms(), watching, stretch=stretch, pairs=pairs)
+            for seconds, more in zip(timings.values(), runs, strict=True):
+                seconds += more
+        ratios = [with_it / without for without, with_it in zip(*timings.values(), strict=True)]
+        error = statistics.stdev(ratios) / len(ratios) ** 0.5
+        asked = "1.05" if name == "preset default" else ""
+        times = (milliseconds(timings, name), milliseconds(timings, "watched"))
+        rows.append((name, *times, ratio(timings, "watched", name), significant(error), asked))
+    columns = ("run", "ms per step", "watched", "over unwatched", "standard error", "asked: at most")
     note = (
-        f"Mean step of a run of {steps} on {workload.name}, logs and histograms included, with TensorBoard and the"
-        " defaults of Trainer and `BioMonitor`; ranks fall due later."
+        f"Mean steps of stretches of {stretch} in one run on {workload.name}, every other one without the monitor, with"
+        " TensorBoard and the defaults of Trainer and `BioMonitor`: two logs each, histograms in one of twenty, no ranks."
     )
-    return Table("Monitor", ("run", "ms per step", "over unwatched", "asked: at most"), rows, note)
+    return Table("Monitor", columns, rows, note)
 
 
 def small_layers(setup: Setup) -> Table:
