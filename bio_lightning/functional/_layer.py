@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from bio_lightning.functional._shards import add_up_all
+from bio_lightning.functional._shards import add_up_all, whole
 
 __all__ = ["add_pieces", "computing_dtype", "is_at_hand", "mean", "mean_abs", "pieces", "ratio", "std", "total"]
 
@@ -37,22 +37,22 @@ def add_pieces(sums: Callable[..., Sequence[Tensor | int]], *tensors: Tensor) ->
 
     Args:
         sums: Numbers, or 0-dim tensors, from a flat piece of each, in float64 save for what is exact in less.
-        tensors: One or several of one shape, which may be any.
+        tensors: One or several of one shape, which may be any; of shards all processes that hold them take the whole.
 
     Returns:
         float64, shape ``(sums,)``.
     """
     columns = zip(*(sums(*part) for part in zip(*map(pieces, tensors), strict=True)), strict=True)
-    if is_at_hand(tensors[0]):  # Python adds numbers in a quarter of the time
-        return torch.tensor([sum(map(float, column)) for column in columns], dtype=torch.float64)
     device = tensors[0].device
+    if is_at_hand(tensors[0]):  # Python adds numbers in a quarter of the time
+        return torch.tensor([sum(map(float, column)) for column in columns], dtype=torch.float64, device=device)
     there = (only if isinstance(only, Tensor) else torch.full((), only, device=device) for (only,) in columns)
     return torch.stack([only.to(torch.float64) for only in there])
 
 
 def pieces(tensor: Tensor) -> tuple[Tensor, ...]:
     """All elements, flat, in one piece or several."""
-    flat = tensor.detach().flatten()
+    flat = whole(tensor.detach()).flatten()
     # a split into one takes as long as most sums of a small layer
     return torch.split(flat, _PIECE) if is_at_hand(flat) and flat.numel() > _PIECE else (flat,)
 
@@ -82,4 +82,4 @@ def std(x: Tensor) -> Tensor:
 
 def ratio(numerator: Tensor, denominator: Tensor, at_zero: float) -> Tensor:
     """``numerator / denominator``, and ``at_zero`` where the denominator is 0: no 0/0 without a chosen meaning."""
-    return (numerator / denominator).masked_fill_(denominator == 0, at_zero)
+    return torch.where(denominator == 0, at_zero, numerator / denominator)

@@ -67,8 +67,8 @@ class DormantFraction(Metric):
         self.axis = axis
         if not self.units:
             raise ValueError("units: got none; allowed: one whole number >= 1 or several")
-        if not all(each >= 0 for each in self.tau):
-            raise ValueError(f"tau: got {tau!r}; allowed: numbers >= 0")
+        if not self.tau or not all(each >= 0 for each in self.tau):
+            raise ValueError(f"tau: got {tau!r}; allowed: numbers >= 0, at least one")
         self.add_state("activity", torch.zeros(sum(self.units), dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("samples", torch.zeros(len(self.units), dtype=torch.float64), dist_reduce_fx="sum")
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from bio_lightning.functional._layer import add_pieces, ratio
+from bio_lightning.functional._shards import whole
 from bio_lightning.functional._sketch import BINS, sketch, sketched_quantiles
 
 __all__ = ["MultiplierSpread"]
@@ -79,6 +80,7 @@ class MultiplierSpread(Metric):
         """
         if multiplier.numel() == 0:  # has no minimum
             return
+        multiplier = whole(multiplier)
         lowest, highest = torch.aminmax(multiplier)
         self.sums = self.sums + add_pieces(_sums, multiplier)
         self.lowest = torch.minimum(self.lowest, lowest)

@@ -15,7 +15,7 @@ from bio_lightning.session import Session
 
 __all__ = ["Alert", "Alerts"]
 
-#: A unit that fires less than this share of its layer's mean is dormant.
+#: Shares worth a warning: of synapses at the floor, and of units that fire less than 0.025 of their layer's mean.
 _FLOOR, _DORMANT = "floor_fraction", "dormant_fraction_tau_0.025"
 
 

@@ -168,7 +168,7 @@ def monitor(setup: Setup) -> Table | None:
     if setup.accelerator != "cpu":
         print("monitor is left out: it is measured on the CPU")
         return None
-    workload, stretch, pairs = (mlp(hidden=256), 10, 2) if setup.quick else (mlp(), 100, 40)
+    workload, stretch, pairs = (mlp(hidden=256), 50, 2) if setup.quick else (mlp(), 100, 40)
     kernel = setup.kernels[-1]
     sets: dict[str, Callable[[], Sequence[pl.Callback]]] = {
         "preset default": lambda: bio_callbacks("default", ["bio_monitor.enabled=false"]),
@@ -176,22 +176,22 @@ def monitor(setup: Setup) -> Table | None:
     }
     rows: list[Sequence[str]] = []
     for name, mechanisms in sets.items():
-        timings: Timings = {name: [], "watched": []}
-        for _ in range(setup.rounds(2)):
-            # in every other stretch histograms fall due after as many steps as in a run that is always watched
-            watching = BioMonitor(histogram_every_n_steps=2000)
+        plain: list[float] = []
+        watched: list[float] = []
+        for _ in range(setup.rounds(3)):
+            watching = BioMonitor(histogram_every_n_steps=2000)  # every 1000 of the steps in which it is there
             runs = watched_time(workload, mechanisms(), watching, stretch=stretch, pairs=pairs)
-            for seconds, more in zip(timings.values(), runs, strict=True):
+            for seconds, more in zip((plain, watched), runs, strict=True):
                 seconds += more
-        ratios = [with_it / without for without, with_it in zip(*timings.values(), strict=True)]
-        error = statistics.stdev(ratios) / len(ratios) ** 0.5
-        asked = "1.05" if name == "preset default" else ""
-        times = (milliseconds(timings, name), milliseconds(timings, "watched"))
-        rows.append((name, *times, ratio(timings, "watched", name), significant(error), asked))
+        cost = sum(watched) / sum(plain)
+        surprises = [seconds - cost * before for seconds, before in zip(watched, plain, strict=True)]
+        error = statistics.stdev(surprises) / len(plain) ** 0.5 / statistics.mean(plain)
+        times = (significant(1000 * statistics.mean(seconds)) for seconds in (plain, watched))
+        rows.append((name, *times, f"{cost:.3f}", f"{error:.3f}", "1.05" if name == "preset default" else ""))
     columns = ("run", "ms per step", "watched", "over unwatched", "standard error", "asked: at most")
     note = (
-        f"Mean steps of stretches of {stretch} in one run on {workload.name}, every other one without the monitor, with"
-        " TensorBoard and the defaults of Trainer and `BioMonitor`: two logs each, histograms in one of twenty, no ranks."
+        f"Means over stretches of {stretch} steps of runs on {workload.name}, with the monitor in every other stretch,"
+        " TensorBoard, and the defaults of Trainer and `BioMonitor`: logs and histograms included, no ranks."
     )
     return Table("Monitor", columns, rows, note)
 

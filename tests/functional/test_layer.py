@@ -93,6 +93,12 @@ def test_sums_on_a_device_are_those_of_the_processor(monkeypatch):
     assert torch.allclose(at_hand, elsewhere, rtol=1e-12)
 
 
+def test_sums_lie_where_the_tensor_does():
+    x = torch.ones(3)
+    with torch.device("meta"):  # the default of new tensors
+        assert add_pieces(lambda part: (part.sum(),), x).device == x.device
+
+
 def test_counts_nothing_that_is_not_a_number_or_not_there():
     assert count(greater(torch.tensor([float("nan"), 0.0, -1.0, 2.0]), 0)) == 1
     assert add_pieces(lambda part: (count(greater(part, 0)),), torch.empty(0)).tolist() == [0.0]

@@ -287,9 +287,9 @@ CASES: dict[str, Case] = {
 }
 
 
-def make(name: str):
+def make(name: str, **settings: Any):
     """The metric of a case."""
-    return getattr(metrics, class_name(name))(**CASES[name].settings)
+    return getattr(metrics, class_name(name))(**CASES[name].settings, **settings)
 
 
 def class_name(name: str) -> str:

@@ -4,6 +4,8 @@ import datetime
 
 import torch.distributed
 import torch.multiprocessing
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
 
 from bio_lightning.metrics import ActivationRank, DormantFraction
 from tests.metrics.cases import CASES, assert_close, assert_equals_reference, draws, make
@@ -53,6 +55,15 @@ def shards_make_a_whole(rank: int) -> None:
         assert_equals_reference(name, metric, [whole])
 
 
+def a_distributed_tensor_is_seen_whole(rank: int) -> None:
+    mesh = init_device_mesh("cpu", (2,))
+    for name in SHARDABLE:
+        (whole,) = draws(name, 1, seed=3)
+        metric = make(name, sync_on_compute=False)
+        metric.update(*(distribute_tensor(tensor, mesh, [Shard(0)]) for tensor in whole))
+        assert_equals_reference(name, metric, [whole])
+
+
 def activity_anywhere_counts(rank: int) -> None:
     hidden = torch.zeros(1, 4)
     hidden[0, rank] = 1.0
@@ -68,6 +79,7 @@ SCENARIOS = (
     a_process_may_have_nothing,
     what_all_have_is_not_doubled,
     shards_make_a_whole,
+    a_distributed_tensor_is_seen_whole,
     activity_anywhere_counts,
 )
 

@@ -64,7 +64,7 @@ def test_units_out_of_range(units):
         DormantFraction(units=units)
 
 
-@pytest.mark.parametrize("tau", [-0.1, (0.0, -1.0), float("nan")])
+@pytest.mark.parametrize("tau", [-0.1, (0.0, -1.0), float("nan"), ()])
 def test_tau_out_of_range(tau):
     with pytest.raises(ValueError, match="tau: got "):
         DormantFraction(units=2, tau=tau)
