@@ -11,7 +11,7 @@ from tests.checks import as_on_a_device
 from tests.models import fit, make_model
 
 #: What has to read a value or a size that only the device knows.
-WAITS = ("_local_scalar_dense", "nonzero", "equal", "masked_select", "unique", "_unique2", "is_nonzero")
+WAITS = ("_local_scalar_dense", "item", "nonzero", "equal", "masked_select", "unique", "_unique2", "is_nonzero")
 
 
 class Watch(TorchDispatchMode):

@@ -498,6 +498,7 @@ def test_numbers_leave_the_device_together(monkeypatch):
     record([*all_on(), monitor], steps=3)
     for names in monitor.seen:
         assert not names["aten::_local_scalar_dense"]  # what item() and bool() run
+        assert not names["aten::item"]  # what is seen of them in inference mode
         assert not names["aten::is_nonzero"]
 
 
