@@ -176,17 +176,17 @@ def monitor(setup: Setup) -> Table | None:
     }
     rows: list[Sequence[str]] = []
     for name, mechanisms in sets.items():
-        plain: list[float] = []
+        unwatched: list[float] = []
         watched: list[float] = []
         for _ in range(setup.rounds(3)):
             watching = BioMonitor(histogram_every_n_steps=2000)  # every 1000 of the steps in which it is there
             runs = watched_time(workload, mechanisms(), watching, stretch=stretch, pairs=pairs)
-            for seconds, more in zip((plain, watched), runs, strict=True):
+            for seconds, more in zip((unwatched, watched), runs, strict=True):
                 seconds += more
-        cost = sum(watched) / sum(plain)
-        surprises = [seconds - cost * before for seconds, before in zip(watched, plain, strict=True)]
-        error = statistics.stdev(surprises) / len(plain) ** 0.5 / statistics.mean(plain)
-        times = (significant(1000 * statistics.mean(seconds)) for seconds in (plain, watched))
+        cost = sum(watched) / sum(unwatched)
+        surprises = [seconds - cost * before for seconds, before in zip(watched, unwatched, strict=True)]
+        error = statistics.stdev(surprises) / len(unwatched) ** 0.5 / statistics.mean(unwatched)
+        times = (significant(1000 * statistics.mean(seconds)) for seconds in (unwatched, watched))
         rows.append((name, *times, f"{cost:.3f}", f"{error:.3f}", "1.05" if name == "preset default" else ""))
     columns = ("run", "ms per step", "watched", "over unwatched", "standard error", "asked: at most")
     note = (
