@@ -154,7 +154,7 @@ class WeightRejuvenation(ScheduledMechanism):
             "lifetime": (tensors["replaced_total"], total, tensors["lived"]),
         }
         if "born" in tensors:
-            observed["age"] = (session.step_of(synapses) - tensors["born"],)
+            observed["age"] = (tensors["born"], session.step_of(synapses))
         return observed
 
     def _turn_over(self, session: Session, synapses: Synapses, owner: Owner, step: int) -> bool:

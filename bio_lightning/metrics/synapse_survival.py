@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from bio_lightning.functional._layer import add_pieces, ratio
-from bio_lightning.functional._masks import count, greater
+from bio_lightning.functional._masks import count, less
 
 __all__ = ["SynapseSurvival"]
 
@@ -18,12 +19,12 @@ __all__ = ["SynapseSurvival"]
 class SynapseSurvival(Metric):
     r"""Share of today's synapses that are older than some number of steps, and their mean age.
 
-    .. math:: \text{older\_than}_N = \frac{1}{n} \sum_i [\text{age}_i > N]
+    .. math:: \text{older\_than}_N = \frac{1}{n} \sum_i [t - b_i > N]
 
-    The age of a synapse is the number of steps since it was born, which is when training began or when it was last
-    replaced. All that has to be kept is one integer per weight: ``age += 1`` after every step, ``age[replaced] = 0``
-    where synapses were replaced. Every synapse counts once: updates with several layers give what one update with all
-    of them would give. For another day, ``reset`` first.
+    The age of a synapse is the number of steps from its birth ``b`` to now, ``t``; it is born when training begins, and
+    when it is replaced. All that has to be kept is one integer per weight: ``born[replaced] = step``. Every synapse
+    counts once: updates with several layers give what one update with all of them would give. For another day,
+    ``reset`` first.
 
     Args:
         older_than: Numbers of steps, >= 0; one or several.
@@ -37,13 +38,10 @@ class SynapseSurvival(Metric):
         ValueError: ``older_than`` is out of range.
 
     Example:
-        >>> age = torch.zeros(2, 2, dtype=torch.int64)
-        >>> for step in range(150):
-        ...     age += 1
-        ...     if step == 49:
-        ...         age[0, 0] = 0  # replaced
+        >>> born = torch.zeros(2, 2, dtype=torch.int64)
+        >>> born[0, 0] = 50  # replaced
         >>> survival = SynapseSurvival(older_than=100)
-        >>> survival.update(age)
+        >>> survival.update(born, now=150)
         >>> {key: value.item() for key, value in survival.compute().items()}
         {'older_than_100': 0.75, 'age_mean': 137.5}
 
@@ -63,26 +61,30 @@ class SynapseSurvival(Metric):
             raise ValueError(f"older_than: got {older_than!r}; allowed: whole numbers >= 0, at least one")
         self.add_state("sums", torch.zeros(len(self.older_than) + 2, dtype=torch.float64), dist_reduce_fx="sum")
 
-    def update(self, age: Tensor) -> None:
+    def update(self, born: Tensor, now: int) -> None:
         """Add some synapses.
 
         Args:
-            age: Steps since each was born, integer, >= 0; any shape.
+            born: Step at which each was born, integer, <= ``now``; any shape.
+            now: The present step.
 
         Raises:
-            ValueError: ``age`` holds no integers: a mask is none, and halves would round large ages.
+            ValueError: ``born`` holds no integers: a mask is none, and halves would round late births.
         """
-        if age.is_floating_point() or age.dtype == torch.bool:
-            raise ValueError(f"age: got {age.dtype}; allowed: an integer type")
-        if age.dtype != torch.int32 or max(self.older_than) > torch.iinfo(torch.int32).max:
-            age = age.to(torch.int64)  # comparing wraps around where the type is too small for a number of steps
-        self.sums = self.sums + add_pieces(self._sums, age)
-
-    def _sums(self, age: Tensor) -> list[Tensor | int]:
-        """How many synapses, how many are older than each number of steps, and the sum of their ages."""
-        return [age.numel(), *(count(greater(age, steps)) for steps in self.older_than), age.sum()]
+        if born.is_floating_point() or born.dtype == torch.bool:
+            raise ValueError(f"born: got {born.dtype}; allowed: an integer type")
+        limits = [now - steps for steps in self.older_than]
+        if born.dtype != torch.int32 or min(limits) < -(1 << 31) or max(limits) >= 1 << 31:
+            born = born.to(torch.int64)  # comparing wraps around where the type is too small for a limit
+        self.sums = self.sums + add_pieces(partial(_sums, limits=limits, now=now), born)
 
     def compute(self) -> dict[str, Tensor]:
         """The shares and the mean over all synapses so far."""
         names = [*(f"older_than_{steps}" for steps in self.older_than), "age_mean"]
         return dict(zip(names, ratio(self.sums[..., 1:], self.sums[..., :1], at_zero=0.0).unbind(-1), strict=True))
+
+
+def _sums(born: Tensor, limits: Sequence[int], now: int) -> list[Tensor | int]:
+    """How many synapses, how many were born before each limit, and the sum of all ages."""
+    synapses = born.numel()
+    return [synapses, *(count(less(born, limit)) for limit in limits), synapses * now - born.sum()]

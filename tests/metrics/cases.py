@@ -48,8 +48,8 @@ def firing(rates):
     return np.concatenate([np.asarray(r, dtype=np.float64) for (r,) in rates]).mean()
 
 
-def survival(ages):
-    age = together(ages)
+def survival(births):
+    age = np.concatenate([now - born.numpy().ravel() for born, now in births])
     return {"older_than_10": (age > 10).mean(), "older_than_40": (age > 40).mean(), "age_mean": age.mean()}
 
 
@@ -201,14 +201,17 @@ CASES: dict[str, Case] = {
     ),
     "SynapseSurvival": Case(
         settings={"older_than": (10, 40)},
-        draw=lambda rng: (torch.as_tensor(rng.integers(0, 60, size=(rng.integers(1, 9), 5))),),
+        draw=lambda rng: (
+            torch.as_tensor(rng.integers(-5, 60, size=(rng.integers(1, 9), 5))),
+            int(rng.integers(60, 80)),
+        ),
         reference=survival,
         example=(
-            (torch.tensor([0, 10, 11, 59], dtype=torch.int32),),
+            (torch.tensor([0, 48, 49, 59], dtype=torch.int32), 59),
             {"older_than_10": 0.5, "older_than_40": 0.25, "age_mean": 20.0},
         ),
         empty=(
-            (torch.empty(0, dtype=torch.int64),),
+            (torch.empty(0, dtype=torch.int64), 70),
             {"older_than_10": 0.0, "older_than_40": 0.0, "age_mean": 0.0},
         ),
     ),

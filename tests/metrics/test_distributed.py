@@ -16,6 +16,10 @@ SHARDABLE = [
 ]  # fmt: skip
 
 
+def of_tensors(arguments, function):
+    return [function(each) if isinstance(each, torch.Tensor) else each for each in arguments]
+
+
 def all_updates_count(rank: int) -> None:
     for name in CASES:
         updates = draws(name, 5)
@@ -51,7 +55,7 @@ def shards_make_a_whole(rank: int) -> None:
         (whole,) = draws(name, 1, seed=3)
         assert len(whole[0]) > 1
         metric = make(name)
-        metric.update(*(tensor[:1] if rank == 0 else tensor[1:] for tensor in whole))
+        metric.update(*of_tensors(whole, lambda tensor: tensor[:1] if rank == 0 else tensor[1:]))
         assert_equals_reference(name, metric, [whole])
 
 
@@ -60,7 +64,7 @@ def a_distributed_tensor_is_seen_whole(rank: int) -> None:
     for name in SHARDABLE:
         (whole,) = draws(name, 1, seed=3)
         metric = make(name, sync_on_compute=False)
-        metric.update(*(distribute_tensor(tensor, mesh, [Shard(0)]) for tensor in whole))
+        metric.update(*of_tensors(whole, lambda tensor: distribute_tensor(tensor, mesh, [Shard(0)])))
         assert_equals_reference(name, metric, [whole])
 
 

@@ -25,7 +25,7 @@ def test_ages_and_masks_of_a_simulated_turnover():
     assert lifetime.compute()["per_step"].item() == pytest.approx(hazard.mean(), rel=0.02)
     assert lifetime.compute()["steps"].item() == pytest.approx(np.concatenate(died_at).mean(), rel=0.02)
     survival = SynapseSurvival(older_than=(10, 60))
-    survival.update(torch.as_tensor(age))
+    survival.update(torch.as_tensor(600 - age), now=600)
     for steps in (10, 60):
         expected = ((1 - hazard) ** (steps + 1)).mean()
         assert survival.compute()[f"older_than_{steps}"].item() == pytest.approx(expected, abs=0.03)
@@ -45,16 +45,19 @@ def test_nothing_replaced():
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int32, torch.int64])
-def test_ages_of_any_integer_type(dtype):
+@pytest.mark.parametrize("now", [101, 300, 2**31 + 99])
+def test_births_of_any_integer_type(dtype, now):
     metric = SynapseSurvival(older_than=(0, 100, 10**6))
-    metric.update(torch.full((1000,), 101, dtype=dtype))
-    expected = {"older_than_0": 1.0, "older_than_100": 1.0, "older_than_1000000": 0.0, "age_mean": 101.0}
+    born = min(now - 101, torch.iinfo(dtype).max)
+    metric.update(torch.full((1000,), born, dtype=dtype), now)
+    age = now - born
+    expected = {f"older_than_{steps}": float(age > steps) for steps in (0, 100, 10**6)} | {"age_mean": float(age)}
     assert {key: value.item() for key, value in metric.compute().items()} == expected
 
 
-def test_no_age_is_beyond_what_its_type_holds():
+def test_no_limit_is_beyond_what_a_type_holds():
     metric = SynapseSurvival(older_than=(5, 2**31, 2**32 - 5))
-    metric.update(torch.tensor([0, 7, 2**31 - 1], dtype=torch.int32))
+    metric.update(torch.tensor([2**31 - 1, 2**31 - 8, 0], dtype=torch.int32), now=2**31 - 1)
     assert [value.item() for value in metric.compute().values()][:3] == [pytest.approx(2 / 3), 0.0, 0.0]
 
 
@@ -65,9 +68,9 @@ def test_older_than_out_of_range(older_than):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bool])
-def test_ages_are_integers(dtype):
-    with pytest.raises(ValueError, match=f"age: got {dtype}"):
-        SynapseSurvival().update(torch.ones(3, dtype=dtype))
+def test_births_are_integers(dtype):
+    with pytest.raises(ValueError, match=f"born: got {dtype}"):
+        SynapseSurvival().update(torch.ones(3, dtype=dtype), now=1)
 
 
 @pytest.mark.parametrize("steps", [-1, -3])
