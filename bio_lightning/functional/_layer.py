@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bio_lightning.functional._shards import add_up_all, whole
 
-__all__ = ["add_pieces", "computing_dtype", "is_at_hand", "mean", "mean_abs", "pieces", "ratio", "std", "total"]
+__all__ = ["add_pieces", "computing_dtype", "is_at_hand", "mean", "mean_abs", "pieces", "ratio", "row", "std", "total"]
 
 _PIECE = 1 << 18
 
@@ -43,11 +43,17 @@ def add_pieces(sums: Callable[..., Sequence[Tensor | int]], *tensors: Tensor) ->
         float64, shape ``(sums,)``.
     """
     columns = zip(*(sums(*part) for part in zip(*map(pieces, tensors), strict=True)), strict=True)
-    device = tensors[0].device
-    if is_at_hand(tensors[0]):  # Python adds numbers in a quarter of the time
-        return torch.tensor([sum(map(float, column)) for column in columns], dtype=torch.float64, device=device)
-    there = (only if isinstance(only, Tensor) else torch.full((), only, device=device) for (only,) in columns)
-    return torch.stack([only.to(torch.float64) for only in there])
+    if is_at_hand(tensors[0]):
+        return row([sum(map(float, column)) for column in columns], like=tensors[0])
+    return row([only for (only,) in columns], like=tensors[0])
+
+
+def row(numbers: Sequence[Tensor | float], like: Tensor) -> Tensor:
+    """Numbers, or 0-dim tensors, as one tensor in float64 on the device of another, which is not waited for."""
+    if is_at_hand(like):  # Python takes a quarter of the time
+        return torch.tensor([float(number) for number in numbers], dtype=torch.float64, device=like.device)
+    there = (number if isinstance(number, Tensor) else torch.full((), number, device=like.device) for number in numbers)
+    return torch.stack([number.to(like.device, torch.float64) for number in there])
 
 
 def pieces(tensor: Tensor) -> tuple[Tensor, ...]:
@@ -82,4 +88,4 @@ def std(x: Tensor) -> Tensor:
 
 def ratio(numerator: Tensor, denominator: Tensor, at_zero: float) -> Tensor:
     """``numerator / denominator``, and ``at_zero`` where the denominator is 0: no 0/0 without a chosen meaning."""
-    return torch.where(denominator == 0, at_zero, numerator / denominator)
+    return (numerator / denominator).masked_fill_(denominator == 0, at_zero)

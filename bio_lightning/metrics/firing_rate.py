@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from bio_lightning.functional._layer import ratio
+from bio_lightning.functional._layer import ratio, row
 
 __all__ = ["FiringRate"]
 
@@ -36,13 +36,11 @@ class FiringRate(Metric):
     is_differentiable = False
     full_state_update = False
 
-    total: Tensor
-    neurons: Tensor
+    sums: Tensor
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        for name in ("total", "neurons"):
-            self.add_state(name, torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("sums", torch.zeros(2, dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(self, rate: Tensor) -> None:
         """Add some neurons.
@@ -50,9 +48,9 @@ class FiringRate(Metric):
         Args:
             rate: Share of positive inputs to each neuron's nonlinearity, in [0, 1]; any shape.
         """
-        self.total = self.total + rate.sum(dtype=torch.float64)
-        self.neurons = self.neurons + rate.numel()
+        self.sums = self.sums + row([rate.numel(), rate.sum(dtype=torch.float64)], like=self.sums)
 
     def compute(self) -> Tensor:
         """The mean over all neurons so far."""
-        return ratio(self.total, self.neurons, at_zero=0.0)
+        neurons, total = self.sums.unbind(-1)
+        return ratio(total, neurons, at_zero=0.0)

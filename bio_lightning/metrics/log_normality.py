@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from bio_lightning.functional._layer import add_pieces, computing_dtype, ratio
+from bio_lightning.functional._layer import add_pieces, computing_dtype, is_at_hand, ratio
 from bio_lightning.functional._masks import count, greater
 
 __all__ = ["LogNormality"]
@@ -71,11 +72,14 @@ class LogNormality(Metric):
         return {"mean": mean, "std": std, "skew": (third / std**3).masked_fill_(constant, 0)}
 
 
-def _sums(weight: Tensor) -> tuple[Tensor, ...]:
+def _sums(weight: Tensor) -> tuple[Tensor | int, ...]:
     """How many synapses, and sums of their logarithms, of the squares and of the cubes."""
-    size = weight.abs()
-    synapses = count(greater(size, 0))
-    logs = size.to(computing_dtype(size)).log_()
-    logs = logs.nan_to_num_(nan=torch.nan, posinf=torch.inf, neginf=0.0).to(torch.float64)  # a log of 0 adds nothing
+    logs = weight.abs().to(computing_dtype(weight)).log_().to(torch.float64)
+    synapses: Tensor | int = weight.numel()
+    total = logs.sum()
+    if not (is_at_hand(total) and math.isfinite(total)):  # else no weight is 0
+        synapses = count(greater(weight.abs(), 0))
+        logs.nan_to_num_(nan=torch.nan, posinf=torch.inf, neginf=0.0)  # a log of 0 adds nothing
+        total = logs.sum()
     square = logs.square()
-    return synapses, logs.sum(), square.sum(), torch.dot(square, logs)
+    return synapses, total, square.sum(), torch.dot(square, logs)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from bio_lightning.functional._layer import add_pieces, ratio
+from bio_lightning.functional._layer import add_pieces, ratio, row
 from bio_lightning.functional._shards import whole
 from bio_lightning.functional._sketch import BINS, sketch, sketched_quantiles
 
@@ -57,8 +56,7 @@ class MultiplierSpread(Metric):
     full_state_update = False
 
     sums: Tensor
-    lowest: Tensor
-    highest: Tensor
+    extremes: Tensor  # the lowest, negated, and the highest
     bins: Tensor
 
     def __init__(self, quantiles: tuple[float, ...] = (), **kwargs: Any) -> None:
@@ -67,8 +65,7 @@ class MultiplierSpread(Metric):
             raise ValueError(f"quantiles: got {quantiles!r}; allowed: numbers in [0, 1]")
         self.quantiles = tuple(quantiles)
         self.add_state("sums", torch.zeros(3, dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("lowest", torch.tensor(math.inf, dtype=torch.float64), dist_reduce_fx="min")
-        self.add_state("highest", torch.tensor(-math.inf, dtype=torch.float64), dist_reduce_fx="max")
+        self.add_state("extremes", torch.full((2,), -torch.inf, dtype=torch.float64), dist_reduce_fx="max")
         if self.quantiles:
             self.add_state("bins", torch.zeros(BINS, dtype=torch.float64), dist_reduce_fx="sum")
 
@@ -83,8 +80,7 @@ class MultiplierSpread(Metric):
         multiplier = whole(multiplier)
         lowest, highest = torch.aminmax(multiplier)
         self.sums = self.sums + add_pieces(_sums, multiplier)
-        self.lowest = torch.minimum(self.lowest, lowest)
-        self.highest = torch.maximum(self.highest, highest)
+        self.extremes = torch.maximum(self.extremes, row([-lowest, highest], like=multiplier))
         if self.quantiles:
             self.bins = self.bins + sketch(multiplier)
 
@@ -92,22 +88,27 @@ class MultiplierSpread(Metric):
         """The statistics of all multipliers so far."""
         offset, square = ratio(self.sums[..., 1:], self.sums[..., :1], at_zero=0.0).unbind(-1)
         variance = square - offset.square()
+        negated, highest = self.extremes.unbind(-1)
+        lowest = -negated
         empty = self.sums[..., 0] == 0
-        names = [f"quantile_{probability:g}" for probability in self.quantiles]
+        quantiles = {
+            f"quantile_{probability:g}": quantile.masked_fill_(empty, 1)
+            for probability, quantile in zip(self.quantiles, self._quantiles(lowest, highest), strict=True)
+        }
         return {
             "mean": 1 + offset,
             "std": variance.clamp(min=0).sqrt(),
-            "min": self.lowest.masked_fill(empty, 1),
-            "max": self.highest.masked_fill(empty, 1),
-            **{name: each.masked_fill_(empty, 1) for name, each in zip(names, self._quantiles(), strict=True)},
+            "min": lowest.masked_fill(empty, 1),
+            "max": highest.masked_fill(empty, 1),
+            **quantiles,
         }
 
-    def _quantiles(self) -> tuple[Tensor, ...]:
+    def _quantiles(self, lowest: Tensor, highest: Tensor) -> tuple[Tensor, ...]:
         """What the bins say, within what is known to be there: so constant multipliers have exact quantiles."""
         if not self.quantiles:
             return ()
         estimates = sketched_quantiles(self.bins, self.quantiles).unbind(-1)
-        return tuple(torch.minimum(torch.maximum(each, self.lowest), self.highest) for each in estimates)
+        return tuple(torch.minimum(torch.maximum(each, lowest), highest) for each in estimates)
 
 
 def _sums(multiplier: Tensor) -> tuple[Tensor | int, ...]:

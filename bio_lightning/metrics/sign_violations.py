@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from bio_lightning.functional._layer import ratio
+from bio_lightning.functional._layer import ratio, row
 
 __all__ = ["SignViolations"]
 
@@ -38,13 +38,11 @@ class SignViolations(Metric):
     is_differentiable = False
     full_state_update = False
 
-    corrected: Tensor
-    synapses: Tensor
+    sums: Tensor
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        for name in ("corrected", "synapses"):
-            self.add_state(name, torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("sums", torch.zeros(2, dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(self, corrected: Tensor | int, synapses: int) -> None:
         """Add one layer.
@@ -53,12 +51,9 @@ class SignViolations(Metric):
             corrected: Number of corrections.
             synapses: Number of synapses in the layer.
         """
-        self.corrected = self.corrected + corrected
-        self.synapses = self.synapses + synapses
+        self.sums = self.sums + row([synapses, corrected], like=self.sums)
 
     def compute(self) -> dict[str, Tensor]:
         """The numbers over all layers so far."""
-        return {
-            "corrected": self.corrected,
-            "per_synapse": ratio(self.corrected, self.synapses, at_zero=0.0),
-        }
+        synapses, corrected = self.sums.unbind(-1)
+        return {"corrected": corrected, "per_synapse": ratio(corrected, synapses, at_zero=0.0)}

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from bio_lightning.functional._layer import ratio
+from bio_lightning.functional._layer import ratio, row
 
 __all__ = ["SpineLifetime"]
 
@@ -46,13 +46,11 @@ class SpineLifetime(Metric):
     is_differentiable = False
     full_state_update = False
 
-    lived: Tensor
-    replaced: Tensor
+    sums: Tensor
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        for name in ("lived", "replaced"):
-            self.add_state(name, torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("sums", torch.zeros(2, dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(self, replaced: Tensor | int, synapses: int, steps: Tensor | int) -> None:
         """Add one event in one layer, or several.
@@ -67,12 +65,12 @@ class SpineLifetime(Metric):
         """
         if not isinstance(steps, Tensor) and steps < 0:  # to look at a tensor would wait for its device
             raise ValueError(f"steps: got {steps!r}; allowed: a whole number >= 0")
-        self.lived = self.lived + synapses * steps
-        self.replaced = self.replaced + replaced
+        self.sums = self.sums + row([synapses * steps, replaced], like=self.sums)
 
     def compute(self) -> dict[str, Tensor]:
         """The two numbers over all events so far."""
+        lived, replaced = self.sums.unbind(-1)
         return {
-            "steps": ratio(self.lived, self.replaced, at_zero=torch.inf),
-            "per_step": ratio(self.replaced, self.lived, at_zero=0.0),
+            "steps": ratio(lived, replaced, at_zero=torch.inf),
+            "per_step": ratio(replaced, lived, at_zero=0.0),
         }

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from bio_lightning.functional._layer import ratio
+from bio_lightning.functional._layer import ratio, row
 
 __all__ = ["Turnover"]
 
@@ -39,14 +39,11 @@ class Turnover(Metric):
     is_differentiable = False
     full_state_update = False
 
-    replaced: Tensor
-    replaced_total: Tensor
-    synapses: Tensor
+    sums: Tensor
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        for name in ("replaced", "replaced_total", "synapses"):
-            self.add_state(name, torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("sums", torch.zeros(3, dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(self, replaced: Tensor | int, replaced_total: Tensor | int, synapses: int) -> None:
         """Add one layer.
@@ -56,13 +53,9 @@ class Turnover(Metric):
             replaced_total: Number of replacements in all events.
             synapses: Number of synapses in the layer.
         """
-        self.replaced = self.replaced + replaced
-        self.replaced_total = self.replaced_total + replaced_total
-        self.synapses = self.synapses + synapses
+        self.sums = self.sums + row([synapses, replaced, replaced_total], like=self.sums)
 
     def compute(self) -> dict[str, Tensor]:
         """The shares over all layers so far."""
-        return {
-            "fraction": ratio(self.replaced, self.synapses, at_zero=0.0),
-            "fraction_total": ratio(self.replaced_total, self.synapses, at_zero=0.0),
-        }
+        shares = ratio(self.sums[..., 1:], self.sums[..., :1], at_zero=0.0)
+        return dict(zip(("fraction", "fraction_total"), shares.unbind(-1), strict=True))

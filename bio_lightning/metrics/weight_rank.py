@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from bio_lightning.functional._layer import ratio
+from bio_lightning.functional._layer import ratio, row
 from bio_lightning.functional.matrix_rank import effective_rank, singular_values, stable_rank
 
 __all__ = ["WeightRank"]
@@ -42,14 +42,11 @@ class WeightRank(Metric):
     is_differentiable = False
     full_state_update = False
 
-    stable: Tensor
-    effective: Tensor
-    layers: Tensor
+    sums: Tensor
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        for name in ("stable", "effective", "layers"):
-            self.add_state(name, torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("sums", torch.zeros(3, dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(self, weight: Tensor) -> None:
         """Add one layer.
@@ -64,13 +61,9 @@ class WeightRank(Metric):
         singular = singular_values(weight)
         if singular.numel() == 0:
             return
-        self.stable = self.stable + stable_rank(singular)
-        self.effective = self.effective + effective_rank(singular)
-        self.layers = self.layers + 1
+        self.sums = self.sums + row([1, stable_rank(singular), effective_rank(singular)], like=self.sums)
 
     def compute(self) -> dict[str, Tensor]:
         """The means over all layers so far."""
-        return {
-            "stable": ratio(self.stable, self.layers, at_zero=0.0),
-            "effective": ratio(self.effective, self.layers, at_zero=0.0),
-        }
+        means = ratio(self.sums[..., 1:], self.sums[..., :1], at_zero=0.0)
+        return dict(zip(("stable", "effective"), means.unbind(-1), strict=True))

@@ -28,12 +28,12 @@ __all__ = ["Probes"]
 class InputProbe:
     """Forward hook that hands a layer's input to a metric; what is compiled is not looked into."""
 
-    def __init__(self, metric: Metric, gate: Gate) -> None:
-        self.metric, self.gate = metric, gate
+    def __init__(self, metric: Metric) -> None:
+        self.metric = metric
 
     def __call__(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         """Look at one forward."""
-        if self.gate.is_open and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             with torch.no_grad():
                 self.metric.update(whole(inputs[0].detach()))
 
@@ -49,12 +49,14 @@ class Probes:
 
     def __init__(self, session: Session, layers: Sequence[Synapses], statistics: Statistics) -> None:
         self._session, self._layers, self._statistics = session, layers, statistics
-        self._firing, self._ranking = Gate(), Gate()
+        self._firing = Gate()
         self._counters: dict[str, list[RateCounter]] = {}
         self._inputs: dict[str, ActivationRank] = {}
+        self._readers: dict[str, list[nn.Module]] = {}
         self._before: dict[str, Tensor] = {}
         self._moves: Series = {}
         self._handles: list[RemovableHandle] = []
+        self._ranking: list[RemovableHandle] = []  # hooks that are there only while ranks are looked at
         self._looks_at_moves = False
         self._hook()
 
@@ -68,17 +70,20 @@ class Probes:
             ranks: Also at the rank of what layers read, which takes time.
         """
         self._firing.is_open = True
-        if ranks and not self._ranking.is_open:
-            self._ranking.is_open = True
-            for metric in self._inputs.values():
+        if ranks and not self._ranking:
+            for name, metric in self._inputs.items():
                 metric.reset()
+                self._ranking += [module.register_forward_hook(InputProbe(metric)) for module in self._readers[name]]
         if moves and not self._before:
             self._before = {layer.name: layer.weight.detach().clone() for layer in self._layers}
             self._looks_at_moves = True
 
     def close(self) -> None:
         """Look no more, and forget what was seen."""
-        self._firing.is_open = self._ranking.is_open = self._looks_at_moves = False
+        self._firing.is_open = self._looks_at_moves = False
+        for handle in self._ranking:
+            handle.remove()
+        self._ranking.clear()
         self._before.clear()
         self._moves.clear()
         for counters in self._counters.values():
@@ -127,11 +132,11 @@ class Probes:
                 self._statistics.update(rates[name], share)
                 # by its rate a unit is as dormant as by its activation
                 self._statistics.update(dormant[name], share.unsqueeze(0))
-        inputs: dict[str, Metric] = {**self._inputs} if self._ranking.is_open else {}
+        inputs: dict[str, Metric] = {**self._inputs} if self._ranking else {}
         if over_ranks:
             sum_over_ranks([*rates.values(), *dormant.values(), *inputs.values()])
             # only where another rank may have run the layer does the host have to wait for the answer
-            rates = {name: metric for name, metric in rates.items() if bool(cast("Tensor", metric.neurons) > 0)}
+            rates = {name: metric for name, metric in rates.items() if bool(cast("Tensor", metric.sums)[0] > 0)}
         series: Series = {
             (ACTIVITY, "firing_rate_mean"): rates,
             (ACTIVITY, "dormant_fraction"): {name: dormant[name] for name in rates},
@@ -160,8 +165,7 @@ class Probes:
             if readers:
                 metric = ActivationRank(layer.presynaptic_neurons, axis=neuron_dim(layer), sync_on_compute=False)
                 self._inputs[layer.name] = metric.to(layer.weight.device)
-                probes = (InputProbe(metric, self._ranking) for _ in readers)
-                self._handles += [m.register_forward_hook(p) for m, p in zip(readers, probes, strict=True)]
+                self._readers[layer.name] = readers
         if self._handles:
             recompile_for_hooks(self._session.module)
         owners = [owner for layer in self._layers if (owner := self._session.owner(layer.weight)) is not None]

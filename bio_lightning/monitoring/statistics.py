@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, NamedTuple, cast
 
@@ -135,11 +135,14 @@ class Statistics:
     @torch.inference_mode()
     def by_tag(self, series: Series) -> dict[str, float]:
         """What the metrics compute, and what they compute for all layers together, in one transfer from the device."""
+        together = self._together(series)
         tags: list[str] = []
         found: list[Tensor] = []
         for (group, family), metrics in series.items():
+            all_layers = together.get((group, family))
+            computed = _computed(all_layers) if all_layers is not None else _averaged(list(metrics.values()))
             prefix = FAMILIES[family].prefix
-            for statistic, values in self._computed(group, family, metrics).items():
+            for statistic, values in computed.items():
                 tags += [f"bio/{group}/{prefix}{statistic}/{layer}" for layer in (*metrics, OVERALL)]
                 found.append(values)
         if not found:
@@ -152,27 +155,40 @@ class Statistics:
             if not ("/lifetime_" in tag and number == float("inf"))
         }
 
-    def _computed(self, group: str, family: str, metrics: Mapping[str, Metric]) -> dict[str, Tensor]:
-        """Statistics by name, each of every layer and, last, of all together: ``(layers + 1,)``."""
-        first = next(iter(metrics.values()))
-        if isinstance(first, (DormantFraction, ActivationRank)):
-            return _averaged(list(metrics.values()))
-        # states of one shape lie side by side, so that one call computes of all layers what it would of one
-        together = self.metric(group, family, OVERALL, first.device)
-        for name, reduction in together._reductions.items():
-            states = torch.stack(_on_one_device([vars(metric)[name] for metric in metrics.values()]))
-            overall = cast("Callable[[Tensor], Tensor]", reduction)(states)
-            vars(together)[name] = torch.cat([states, overall.unsqueeze(0)])
-        return _by_name(type(together).compute(together))
+    def _together(self, series: Series) -> dict[tuple[str, str], Metric]:
+        """For each family a metric with the states of every layer and, last, of all together: ``(layers + 1, ...)``.
+
+        One call then computes of all layers what it would of one. States of all families lie in few tables, since to
+        put them together one by one takes longer than what is computed from them.
+        """
+        together: dict[tuple[str, str], Metric] = {}
+        tables: dict[tuple[Any, int, torch.device], list[tuple[Metric, str, list[Tensor]]]] = {}
+        for key, metrics in series.items():
+            first = next(iter(metrics.values()))
+            if isinstance(first, (DormantFraction, ActivationRank)):  # whose states differ in length
+                continue
+            all_layers = together[key] = self.metric(*key, OVERALL, first.device)
+            for name, reduction in all_layers._reductions.items():
+                states = [vars(metric)[name] for metric in metrics.values()]
+                tables.setdefault((reduction, len(states), first.device), []).append((all_layers, name, states))
+        for (reduction, _, _), columns in tables.items():
+            by_layer = zip(*(states for *_, states in columns), strict=True)
+            rows = torch.stack(_on_one_device([torch.cat(_on_one_device(states)) for states in by_layer]))
+            table = torch.cat([rows, reduction(rows).unsqueeze(0)])
+            parts = torch.split(table, [len(states[0]) for *_, states in columns], dim=1)
+            for (all_layers, name, _), part in zip(columns, parts, strict=True):
+                vars(all_layers)[name] = part
+        return together
 
 
 def _averaged(metrics: Sequence[Metric]) -> dict[str, Tensor]:
     """Of layers with different numbers of units, whose states do not merge: every unit counts once, or every rank."""
     sizes = [float(sum(m.units)) if isinstance(m, DormantFraction) else 1.0 for m in metrics]
-    rows = [_by_name(type(metric).compute(metric)) for metric in metrics]
-    columns = {name: torch.stack([row[name].to(metrics[0].device) for row in rows]) for name in rows[0]}
-    shares = torch.tensor(sizes, dtype=torch.float64, device=metrics[0].device) / sum(sizes)
-    return {name: torch.cat([values, (values @ shares).unsqueeze(0)]) for name, values in columns.items()}
+    computed = [_computed(metric) for metric in metrics]
+    rows = torch.stack(_on_one_device([torch.stack(list(each.values())) for each in computed]))
+    shares = torch.tensor([size / sum(sizes) for size in sizes], dtype=torch.float64, device=rows.device)
+    table = torch.cat([rows, (shares @ rows).unsqueeze(0)])
+    return dict(zip(computed[0], table.unbind(1), strict=True))
 
 
 def _on_one_device(tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -181,7 +197,9 @@ def _on_one_device(tensors: Sequence[Tensor]) -> list[Tensor]:
     return [tensor if tensor.device == device else tensor.to(device) for tensor in tensors]
 
 
-def _by_name(computed: Tensor | dict[str, Tensor]) -> dict[str, Tensor]:
+def _computed(metric: Metric) -> dict[str, Tensor]:
+    """What a metric computes, by name."""
+    computed = type(metric).compute(metric)
     return {"": computed} if isinstance(computed, Tensor) else computed
 
 

@@ -187,16 +187,16 @@ def test_no_hook_is_left_behind():
     assert hooks(model) == 0
 
 
-def test_without_a_logger_there_is_no_hook():
+def test_without_a_logger_there_is_no_hook_and_few_where_no_rank_is_due():
     class Look(BioMonitor):
         def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
             super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
-            self.seen = hooks(pl_module)
+            self.seen = [*getattr(self, "seen", []), hooks(pl_module)]
 
-    for logger, count in ((False, 0), (Recorder(), 6)):
-        monitor = Look()
-        fit(make_model("MLP"), [monitor], logger=logger, log_every_n_steps=1)
-        assert monitor.seen == count
+    for logger, counts in ((False, [0, 0, 0, 0]), (Recorder(), [3, 6, 3, 6])):
+        monitor = Look(rank_every_n_steps=2)
+        fit(make_model("MLP"), [monitor], steps=4, logger=logger, log_every_n_steps=1)
+        assert monitor.seen == counts
 
 
 def test_hooks_compute_nothing_between_logs():
