@@ -6,6 +6,7 @@ Where several processes hold it together, see :func:`~bio_lightning.functional._
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -52,8 +53,8 @@ def row(numbers: Sequence[Tensor | float], like: Tensor) -> Tensor:
     """Numbers, or 0-dim tensors, as one tensor in float64 on the device of another, which is not waited for."""
     if is_at_hand(like):  # Python takes a quarter of the time
         return torch.tensor([float(number) for number in numbers], dtype=torch.float64, device=like.device)
-    there = (number if isinstance(number, Tensor) else torch.full((), number, device=like.device) for number in numbers)
-    return torch.stack([number.to(like.device, torch.float64) for number in there])
+    wide: Any = {"dtype": torch.float64, "device": like.device}
+    return torch.stack([n.to(**wide) if isinstance(n, Tensor) else torch.full((), n, **wide) for n in numbers])
 
 
 def pieces(tensor: Tensor) -> tuple[Tensor, ...]:

@@ -8,6 +8,7 @@ from bio_lightning.functional._layer import (
     mean_abs,
     pieces,
     ratio,
+    row,
     std,
 )
 from bio_lightning.functional._masks import count, greater
@@ -91,6 +92,16 @@ def test_sums_on_a_device_are_those_of_the_processor(monkeypatch):
     assert (elsewhere.dtype, elsewhere.shape, at_hand.dtype) == (torch.float64, (4,), torch.float64)
     assert at_hand[0] == x.numel()
     assert torch.allclose(at_hand, elsewhere, rtol=1e-12)
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_a_row_holds_numbers_of_any_kind_exactly(monkeypatch, elsewhere):
+    if elsewhere:
+        as_on_a_device(monkeypatch)
+    for numbers in ([torch.tensor(3, dtype=torch.int32), 2**24 + 1, 0.1], [torch.tensor(0.5), torch.tensor(1.5)]):
+        found = row(numbers, like=torch.ones(1))
+        assert found.dtype == torch.float64
+        assert found.tolist() == [float(number) for number in numbers]
 
 
 def test_sums_lie_where_the_tensor_does():

@@ -59,6 +59,9 @@ def test_no_limit_is_beyond_what_a_type_holds():
     metric = SynapseSurvival(older_than=(5, 2**31, 2**32 - 5))
     metric.update(torch.tensor([2**31 - 1, 2**31 - 8, 0], dtype=torch.int32), now=2**31 - 1)
     assert [value.item() for value in metric.compute().values()][:3] == [pytest.approx(2 / 3), 0.0, 0.0]
+    metric.reset()
+    metric.update(torch.tensor([10, 2, 0], dtype=torch.int32), now=10)  # 32 bits would take the last limit for 15
+    assert [value.item() for value in metric.compute().values()][:3] == [pytest.approx(2 / 3), 0.0, 0.0]
 
 
 @pytest.mark.parametrize("older_than", [-1, 2.5, (), (3, -3), (1.0,)])

@@ -36,6 +36,12 @@ def test_whole_numbers_and_half_precision():
     assert histograms({"half": half}, bins=4)["half"].counts == [1, 1, 0, 1]
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_counted_in_full(dtype):
+    values = torch.randn(5000, generator=torch.Generator().manual_seed(0)).to(dtype)
+    assert histograms({"a": values}) == histograms({"a": values.to(torch.float32)})
+
+
 def test_one_value_has_a_bin_of_some_width():
     (found,) = histograms({"a": torch.full((3, 3), 2.0)}, bins=4).values()
     assert sum(found.counts) == 9

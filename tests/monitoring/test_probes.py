@@ -199,6 +199,16 @@ def test_without_a_logger_there_is_no_hook_and_few_where_no_rank_is_due():
         assert monitor.seen == counts
 
 
+def test_a_rank_is_that_of_the_logged_step():
+    _, recorder, _ = record([BioMonitor(alerts=False, rank_every_n_steps=2)], steps=4)
+    batches = make_model("MLP").batches(4)
+    for step, row in recorder.bio:
+        tag = "bio/activity/input_rank_stable/net.0.weight"
+        assert (tag in row) == (step % 2 == 1)
+        if tag in row:
+            assert row[tag] == pytest.approx(stable(batches[step][0].double().numpy()), rel=1e-6)
+
+
 def test_hooks_compute_nothing_between_logs():
     from tests.callbacks.test_bio_monitor import Operations
 
