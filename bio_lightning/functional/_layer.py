@@ -50,7 +50,11 @@ def add_pieces(sums: Callable[..., Sequence[Tensor | int]], *tensors: Tensor) ->
 
 
 def row(numbers: Sequence[Tensor | float], like: Tensor) -> Tensor:
-    """Numbers, or 0-dim tensors, as one tensor in float64 on the device of another, which is not waited for."""
+    """Numbers, or 0-dim tensors, as one tensor in float64 on the device of another, which is not waited for.
+
+    All processes that hold one of the tensors together have to ask.
+    """
+    numbers = [whole(number) if isinstance(number, Tensor) else number for number in numbers]
     if is_at_hand(like):  # Python takes a quarter of the time
         return torch.tensor([float(number) for number in numbers], dtype=torch.float64, device=like.device)
     wide: Any = {"dtype": torch.float64, "device": like.device}
@@ -89,4 +93,4 @@ def std(x: Tensor) -> Tensor:
 
 def ratio(numerator: Tensor, denominator: Tensor, at_zero: float) -> Tensor:
     """``numerator / denominator``, and ``at_zero`` where the denominator is 0: no 0/0 without a chosen meaning."""
-    return (numerator / denominator).masked_fill_(denominator == 0, at_zero)
+    return (numerator / denominator).masked_fill(denominator == 0, at_zero)

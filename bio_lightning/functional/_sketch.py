@@ -45,11 +45,10 @@ def sketch(values: Tensor) -> Tensor:
     References:
         Masson et al., DDSketch: a fast and fully-mergeable quantile sketch with relative-error guarantees, VLDB, 2019.
     """
-    first = _SMALLEST - 1  # what is below takes no time to leave out, and a pass over all values to subtract
     counts = torch.zeros(BINS, dtype=torch.int64, device=values.device)
     for piece in pieces(values):
-        bits = piece.to(torch.float32).view(torch.int32) >> _LOWER  # those of a negative number are negative
-        counts += torch.bincount(bits.clamp_(first, first + BINS - 1), minlength=first + BINS)[first:]
+        bits = piece.to(torch.float32).view(torch.int32)  # those of a negative number are negative
+        counts += torch.bincount((bits >> _LOWER).sub_(_SMALLEST - 1).clamp_(0, BINS - 1), minlength=BINS)
     return counts
 
 

@@ -6,12 +6,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
+
+from bio_lightning.metrics._sums import SumsMetric
 
 __all__ = ["NormRatio", "check_shapes", "sum_of_squares"]
 
 
-class NormRatio(Metric):
+class NormRatio(SumsMetric):
     """Norm of some tensors over the norm of others; subclasses say which.
 
     Squares add up, so layers, and the shards of one layer on several processes, give what all in one tensor would.
@@ -20,18 +21,12 @@ class NormRatio(Metric):
         kwargs: Passed to :class:`torchmetrics.Metric`.
     """
 
-    is_differentiable = False
-    full_state_update = False
-
-    squares: Tensor
-
     def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.add_state("squares", torch.zeros(2, dtype=torch.float64), dist_reduce_fx="sum")
+        super().__init__(columns=2, **kwargs)
 
     def compute(self) -> Tensor:
         """The ratio over all layers so far."""
-        squares, reference = self.squares.unbind(-1)
+        squares, reference = self.sums.unbind(-1)
         nothing = (squares == 0) & (reference == 0)
         return torch.where(nothing, torch.zeros_like(squares), squares / reference).sqrt()
 

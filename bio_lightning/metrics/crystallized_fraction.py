@@ -5,17 +5,16 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor
-from torchmetrics import Metric
 
 from bio_lightning.functional._layer import add_pieces, computing_dtype, ratio
 from bio_lightning.functional._masks import count, less
+from bio_lightning.metrics._sums import SumsMetric
 
 __all__ = ["CrystallizedFraction"]
 
 
-class CrystallizedFraction(Metric):
+class CrystallizedFraction(SumsMetric):
     r"""Share of synapses that have lost most of their plasticity.
 
     .. math:: \frac{1}{n} \sum_i [c_i < \text{below}]
@@ -38,17 +37,11 @@ class CrystallizedFraction(Metric):
         0.5
     """
 
-    is_differentiable = False
-    full_state_update = False
-
-    sums: Tensor
-
     def __init__(self, below: float = 0.5, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+        super().__init__(columns=2, settings=(below,), **kwargs)
         if not 0 < below <= 1:
             raise ValueError(f"below: got {below!r}; allowed: a number in (0, 1]")
         self.below = below
-        self.add_state("sums", torch.zeros(2, dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(self, crystal: Tensor, below: float | None = None) -> None:
         """Add some synapses.
@@ -58,7 +51,7 @@ class CrystallizedFraction(Metric):
             below: Their own limit; None for the metric's.
         """
         limit = self.below if below is None else below
-        self.sums = self.sums + add_pieces(partial(_sums, limit=limit), crystal)
+        self.add(add_pieces(partial(_sums, limit=limit), crystal))
 
     def compute(self) -> Tensor:
         """The share of all synapses so far."""

@@ -6,15 +6,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 
 from bio_lightning.functional._layer import add_pieces, ratio
 from bio_lightning.functional._masks import count, greater, less
+from bio_lightning.metrics._sums import SumsMetric
 
 __all__ = ["ExcitationInhibition"]
 
 
-class ExcitationInhibition(Metric):
+class ExcitationInhibition(SumsMetric):
     r"""Mean excitation and inhibition per synapse, their balance, and the share of excitatory synapses.
 
     .. math:: E = \frac{1}{n} \sum_i \max(w_i, 0) \qquad I = \frac{1}{n} \sum_i \max(-w_i, 0) \qquad
@@ -43,14 +43,8 @@ class ExcitationInhibition(Metric):
         Letters 97, 2006, for the balance of weights.
     """
 
-    is_differentiable = False
-    full_state_update = False
-
-    sums: Tensor
-
     def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.add_state("sums", torch.zeros(5, dtype=torch.float64), dist_reduce_fx="sum")
+        super().__init__(columns=5, **kwargs)
 
     def update(self, weight: Tensor) -> None:
         """Add some synapses.
@@ -58,7 +52,7 @@ class ExcitationInhibition(Metric):
         Args:
             weight: Signed weights, any shape.
         """
-        self.sums = self.sums + add_pieces(_sums, weight)
+        self.add(add_pieces(_sums, weight))
 
     def compute(self) -> dict[str, Tensor]:
         """The four numbers over all synapses so far."""

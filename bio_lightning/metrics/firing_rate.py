@@ -6,14 +6,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 
 from bio_lightning.functional._layer import ratio, row
+from bio_lightning.metrics._sums import SumsMetric
 
 __all__ = ["FiringRate"]
 
 
-class FiringRate(Metric):
+class FiringRate(SumsMetric):
     r"""Mean firing rate of neurons.
 
     .. math:: \frac{1}{n} \sum_i a_i
@@ -33,14 +33,8 @@ class FiringRate(Metric):
         0.25
     """
 
-    is_differentiable = False
-    full_state_update = False
-
-    sums: Tensor
-
     def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.add_state("sums", torch.zeros(2, dtype=torch.float64), dist_reduce_fx="sum")
+        super().__init__(columns=2, **kwargs)
 
     def update(self, rate: Tensor) -> None:
         """Add some neurons.
@@ -48,7 +42,7 @@ class FiringRate(Metric):
         Args:
             rate: Share of positive inputs to each neuron's nonlinearity, in [0, 1]; any shape.
         """
-        self.sums = self.sums + row([rate.numel(), rate.sum(dtype=torch.float64)], like=self.sums)
+        self.add(row([rate.numel(), rate.sum(dtype=torch.float64)], like=self.sums))
 
     def compute(self) -> Tensor:
         """The mean over all neurons so far."""

@@ -48,4 +48,4 @@ class GradientRatio(NormRatio):
             ValueError: The shapes differ.
         """
         check_shapes(grad, weight)
-        self.squares = self.squares + add_pieces(lambda *parts: tuple(map(sum_of_squares, parts)), grad, weight)
+        self.add(add_pieces(lambda *parts: tuple(map(sum_of_squares, parts)), grad, weight))

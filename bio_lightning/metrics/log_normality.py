@@ -7,17 +7,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 
 from bio_lightning.functional._layer import add_pieces, computing_dtype, is_at_hand, ratio
 from bio_lightning.functional._masks import count, greater
+from bio_lightning.metrics._sums import SumsMetric
 
 __all__ = ["LogNormality"]
 
 _CONSTANT = 1e-9  # squared coefficient of variation that rounding in sums of cubes could pass off as skewness
 
 
-class LogNormality(Metric):
+class LogNormality(SumsMetric):
     r"""Mean, standard deviation and skewness of the logarithm of weight magnitudes.
 
     .. math:: x_i = \ln |w_i| \qquad \text{skew} = \frac{\frac{1}{n} \sum_i (x_i - \bar{x})^3}{\text{std}^3}
@@ -45,14 +45,8 @@ class LogNormality(Metric):
         connectivity in local cortical circuits, PLoS Biology 3, 2005.
     """
 
-    is_differentiable = False
-    full_state_update = False
-
-    sums: Tensor
-
     def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.add_state("sums", torch.zeros(4, dtype=torch.float64), dist_reduce_fx="sum")
+        super().__init__(columns=4, **kwargs)
 
     def update(self, weight: Tensor) -> None:
         """Add some synapses.
@@ -60,7 +54,7 @@ class LogNormality(Metric):
         Args:
             weight: Weights of any shape; signs do not matter.
         """
-        self.sums = self.sums + add_pieces(_sums, weight)
+        self.add(add_pieces(_sums, weight))
 
     def compute(self) -> dict[str, Tensor]:
         """The three statistics of all synapses so far."""

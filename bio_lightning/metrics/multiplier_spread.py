@@ -6,16 +6,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 
 from bio_lightning.functional._layer import add_pieces, ratio, row
 from bio_lightning.functional._shards import whole
 from bio_lightning.functional._sketch import BINS, sketch, sketched_quantiles
+from bio_lightning.metrics._sums import SumsMetric
 
 __all__ = ["MultiplierSpread"]
 
 
-class MultiplierSpread(Metric):
+class MultiplierSpread(SumsMetric):
     r"""Mean, standard deviation, minimum, maximum and quantiles of multipliers on the learning rate.
 
     .. math:: \text{mean} = 1 + \frac{1}{n} \sum_i (m_i - 1) \qquad
@@ -52,19 +52,14 @@ class MultiplierSpread(Metric):
         Masson et al., DDSketch: a fast and fully-mergeable quantile sketch with relative-error guarantees, VLDB, 2019.
     """
 
-    is_differentiable = False
-    full_state_update = False
-
-    sums: Tensor
     extremes: Tensor  # the lowest, negated, and the highest
     bins: Tensor
 
     def __init__(self, quantiles: tuple[float, ...] = (), **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+        super().__init__(columns=3, **kwargs)
         if not all(0 <= probability <= 1 for probability in quantiles):
             raise ValueError(f"quantiles: got {quantiles!r}; allowed: numbers in [0, 1]")
         self.quantiles = tuple(quantiles)
-        self.add_state("sums", torch.zeros(3, dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("extremes", torch.full((2,), -torch.inf, dtype=torch.float64), dist_reduce_fx="max")
         if self.quantiles:
             self.add_state("bins", torch.zeros(BINS, dtype=torch.float64), dist_reduce_fx="sum")
@@ -79,8 +74,8 @@ class MultiplierSpread(Metric):
             return
         multiplier = whole(multiplier)
         lowest, highest = torch.aminmax(multiplier)
-        self.sums = self.sums + add_pieces(_sums, multiplier)
-        self.extremes = torch.maximum(self.extremes, row([-lowest, highest], like=multiplier))
+        self.add(add_pieces(_sums, multiplier))
+        self.extremes = torch.maximum(self.extremes, row([-lowest.to(torch.float64), highest], like=multiplier))
         if self.quantiles:
             self.bins = self.bins + sketch(multiplier)
 

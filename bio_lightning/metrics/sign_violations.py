@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
-from torchmetrics import Metric
 
 from bio_lightning.functional._layer import ratio, row
+from bio_lightning.metrics._sums import SumsMetric
 
 __all__ = ["SignViolations"]
 
 
-class SignViolations(Metric):
+class SignViolations(SumsMetric):
     r"""Number of weights that moved past zero and were put back, in total and per synapse.
 
     .. math:: \text{corrected} = \sum_l v_l \qquad \text{per\_synapse} = \frac{\sum_l v_l}{\sum_l n_l}
@@ -35,14 +34,8 @@ class SignViolations(Metric):
         {'corrected': 3.0, 'per_synapse': 0.25}
     """
 
-    is_differentiable = False
-    full_state_update = False
-
-    sums: Tensor
-
     def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.add_state("sums", torch.zeros(2, dtype=torch.float64), dist_reduce_fx="sum")
+        super().__init__(columns=2, **kwargs)
 
     def update(self, corrected: Tensor | int, synapses: int) -> None:
         """Add one layer.
@@ -51,7 +44,7 @@ class SignViolations(Metric):
             corrected: Number of corrections.
             synapses: Number of synapses in the layer.
         """
-        self.sums = self.sums + row([synapses, corrected], like=self.sums)
+        self.add(row([synapses, corrected], like=self.sums))
 
     def compute(self) -> dict[str, Tensor]:
         """The numbers over all layers so far."""

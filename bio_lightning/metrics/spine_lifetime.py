@@ -6,14 +6,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 
 from bio_lightning.functional._layer import ratio, row
+from bio_lightning.metrics._sums import SumsMetric
 
 __all__ = ["SpineLifetime"]
 
 
-class SpineLifetime(Metric):
+class SpineLifetime(SumsMetric):
     r"""Mean lifetime of synapses, and the share of them that is replaced per step.
 
     .. math:: \text{steps} = \frac{\sum_e n_e \, \Delta t_e}{\sum_e r_e} \qquad
@@ -43,14 +43,8 @@ class SpineLifetime(Metric):
         35, 2015; Holtmaat et al., Transient and persistent dendritic spines in the neocortex in vivo, Neuron 45, 2005.
     """
 
-    is_differentiable = False
-    full_state_update = False
-
-    sums: Tensor
-
     def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.add_state("sums", torch.zeros(2, dtype=torch.float64), dist_reduce_fx="sum")
+        super().__init__(columns=2, **kwargs)
 
     def update(self, replaced: Tensor | int, synapses: int, steps: Tensor | int) -> None:
         """Add one event in one layer, or several.
@@ -65,7 +59,7 @@ class SpineLifetime(Metric):
         """
         if not isinstance(steps, Tensor) and steps < 0:  # to look at a tensor would wait for its device
             raise ValueError(f"steps: got {steps!r}; allowed: a whole number >= 0")
-        self.sums = self.sums + row([synapses * steps, replaced], like=self.sums)
+        self.add(row([synapses * steps, replaced], like=self.sums))
 
     def compute(self) -> dict[str, Tensor]:
         """The two numbers over all events so far."""

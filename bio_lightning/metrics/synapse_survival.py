@@ -8,15 +8,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 
 from bio_lightning.functional._layer import add_pieces, ratio
 from bio_lightning.functional._masks import count, less
+from bio_lightning.metrics._sums import SumsMetric
 
 __all__ = ["SynapseSurvival"]
 
 
-class SynapseSurvival(Metric):
+class SynapseSurvival(SumsMetric):
     r"""Share of today's synapses that are older than some number of steps, and their mean age.
 
     .. math:: \text{older\_than}_N = \frac{1}{n} \sum_i [t - b_i > N]
@@ -49,17 +49,12 @@ class SynapseSurvival(Metric):
         Holtmaat et al., Transient and persistent dendritic spines in the neocortex in vivo, Neuron 45, 2005.
     """
 
-    is_differentiable = False
-    full_state_update = False
-
-    sums: Tensor
-
     def __init__(self, older_than: int | Sequence[int] = (100, 1000), **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.older_than = tuple(older_than) if isinstance(older_than, Sequence) else (older_than,)
-        if not self.older_than or not all(isinstance(steps, int) and steps >= 0 for steps in self.older_than):
+        limits = tuple(older_than) if isinstance(older_than, Sequence) else (older_than,)
+        if not limits or not all(isinstance(steps, int) and steps >= 0 for steps in limits):
             raise ValueError(f"older_than: got {older_than!r}; allowed: whole numbers >= 0, at least one")
-        self.add_state("sums", torch.zeros(len(self.older_than) + 2, dtype=torch.float64), dist_reduce_fx="sum")
+        super().__init__(columns=len(limits) + 2, settings=limits, **kwargs)
+        self.older_than = limits
 
     def update(self, born: Tensor, now: int) -> None:
         """Add some synapses.
@@ -76,7 +71,7 @@ class SynapseSurvival(Metric):
         limits = [now - steps for steps in self.older_than]
         if born.dtype != torch.int32 or min(limits) < -(1 << 31) or max(limits) >= 1 << 31:
             born = born.to(torch.int64)  # comparing wraps around where the type is too small for a limit
-        self.sums = self.sums + add_pieces(partial(_sums, limits=limits, now=now), born)
+        self.add(add_pieces(partial(_sums, limits=limits, now=now), born))
 
     def compute(self) -> dict[str, Tensor]:
         """The shares and the mean over all synapses so far."""

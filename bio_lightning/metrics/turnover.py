@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
-from torchmetrics import Metric
 
 from bio_lightning.functional._layer import ratio, row
+from bio_lightning.metrics._sums import SumsMetric
 
 __all__ = ["Turnover"]
 
 
-class Turnover(Metric):
+class Turnover(SumsMetric):
     r"""Share of synapses that were replaced, in the last event and in all events together.
 
     .. math:: \text{fraction} = \frac{\sum_l r_l}{\sum_l n_l} \qquad
@@ -36,14 +35,8 @@ class Turnover(Metric):
         {'fraction': 0.125, 'fraction_total': 0.75}
     """
 
-    is_differentiable = False
-    full_state_update = False
-
-    sums: Tensor
-
     def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.add_state("sums", torch.zeros(3, dtype=torch.float64), dist_reduce_fx="sum")
+        super().__init__(columns=3, **kwargs)
 
     def update(self, replaced: Tensor | int, replaced_total: Tensor | int, synapses: int) -> None:
         """Add one layer.
@@ -53,7 +46,7 @@ class Turnover(Metric):
             replaced_total: Number of replacements in all events.
             synapses: Number of synapses in the layer.
         """
-        self.sums = self.sums + row([synapses, replaced, replaced_total], like=self.sums)
+        self.add(row([synapses, replaced, replaced_total], like=self.sums))
 
     def compute(self) -> dict[str, Tensor]:
         """The shares over all layers so far."""

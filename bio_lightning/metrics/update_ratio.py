@@ -47,7 +47,7 @@ class UpdateRatio(NormRatio):
             ValueError: The shapes differ.
         """
         check_shapes(before, after)
-        self.squares = self.squares + add_pieces(_sums, before, after)
+        self.add(add_pieces(_sums, before, after))
 
 
 def _sums(before: Tensor, after: Tensor) -> tuple[Tensor, Tensor]:

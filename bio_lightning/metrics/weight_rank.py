@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
-from torchmetrics import Metric
 
 from bio_lightning.functional._layer import ratio, row
 from bio_lightning.functional.matrix_rank import effective_rank, singular_values, stable_rank
+from bio_lightning.metrics._sums import SumsMetric
 
 __all__ = ["WeightRank"]
 
 
-class WeightRank(Metric):
+class WeightRank(SumsMetric):
     """Stable and effective rank of weights, as means over layers.
 
     Each update adds one layer and takes its singular values in float64, which for large layers lasts: log it rarely.
@@ -39,14 +38,8 @@ class WeightRank(Metric):
         of the ACM 54, 2007; Roy and Vetterli, The effective rank: a measure of effective dimensionality, EUSIPCO, 2007.
     """
 
-    is_differentiable = False
-    full_state_update = False
-
-    sums: Tensor
-
     def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.add_state("sums", torch.zeros(3, dtype=torch.float64), dist_reduce_fx="sum")
+        super().__init__(columns=3, **kwargs)
 
     def update(self, weight: Tensor) -> None:
         """Add one layer.
@@ -61,7 +54,7 @@ class WeightRank(Metric):
         singular = singular_values(weight)
         if singular.numel() == 0:
             return
-        self.sums = self.sums + row([1, stable_rank(singular), effective_rank(singular)], like=self.sums)
+        self.add(row([1, stable_rank(singular), effective_rank(singular)], like=self.sums))
 
     def compute(self) -> dict[str, Tensor]:
         """The means over all layers so far."""

@@ -41,7 +41,8 @@ def histograms(tensors: Mapping[str, Tensor], bins: int = BINS) -> dict[str, His
         bins: Number of bins.
 
     Returns:
-        Histograms by the tensors' names; none where a value is not finite, or there is no value.
+        Histograms by the tensors' names; none where a value, or the distance between two, is not finite, or there is
+            no value.
 
     Example:
         >>> import torch
@@ -52,16 +53,14 @@ def histograms(tensors: Mapping[str, Tensor], bins: int = BINS) -> dict[str, His
     if not filled:
         return {}
     device = next(iter(filled.values())).device
-    values = {name: tensor.to(device) for name, tensor in filled.items()}
+    values = {name: tensor.to(device, computing_dtype(tensor)) for name, tensor in filled.items()}
     limits = torch.stack([torch.stack(torch.aminmax(value)).to(torch.float64) for value in values.values()])
-    ends = zip(values, limits.tolist(), strict=True)
-    bounds = {name: (low, high) for name, (low, high) in ends if math.isfinite(low) and math.isfinite(high)}
-    if not bounds:
-        return {}
-    rows = torch.stack([_row(values[name], *ends, bins) for name, ends in bounds.items()])
+    bounds = {name: (low, high) for name, (low, high) in zip(values, limits.tolist(), strict=True)}
+    rows = torch.stack([_row(value, *bounds[name], bins) for name, value in values.items()])
     return {
         name: Histogram(_edges(*bounds[name], bins), counts, total, squares)
-        for name, (total, squares, *counts) in zip(bounds, rows.tolist(), strict=True)
+        for name, (total, squares, *counts) in zip(values, rows.tolist(), strict=True)
+        if math.isfinite(bounds[name][1] - bounds[name][0])
     }
 
 
@@ -69,13 +68,11 @@ def _row(values: Tensor, low: float, high: float, bins: int) -> Tensor:
     """Sum, sum of squares and counts, float64."""
     scale = bins / (high - low) if high > low else 0.0
     counts = torch.zeros(bins, dtype=torch.int64, device=values.device)
-    sums = torch.zeros(2, dtype=torch.float64, device=values.device)
     for piece in pieces(values):
-        place = (piece.to(computing_dtype(piece)) - low).mul_(scale).clamp_(0, bins - 1)
+        place = (piece - low).mul_(scale).nan_to_num_().clamp_(0, bins - 1)
         counts += torch.bincount(place.to(torch.int32), minlength=bins)
-        wide = piece.to(torch.float64)
-        sums += torch.stack([wide.sum(), torch.dot(wide, wide)])
-    return torch.cat([sums, counts])
+    squares = torch.linalg.vector_norm(values, dtype=torch.float64).square()
+    return torch.cat([torch.stack([values.sum(dtype=torch.float64), squares]), counts])
 
 
 def _edges(low: float, high: float, bins: int) -> list[float]:

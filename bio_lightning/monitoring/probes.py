@@ -132,15 +132,17 @@ class Probes:
                 self._statistics.update(rates[name], share)
                 # by its rate a unit is as dormant as by its activation
                 self._statistics.update(dormant[name], share.unsqueeze(0))
-        inputs: dict[str, Metric] = {**self._inputs} if self._ranking else {}
+        inputs = {**self._inputs} if self._ranking else {}
         if over_ranks:
             sum_over_ranks([*rates.values(), *dormant.values(), *inputs.values()])
             # only where another rank may have run the layer does the host have to wait for the answer
             rates = {name: metric for name, metric in rates.items() if bool(cast("Tensor", metric.sums)[0] > 0)}
+        # compiled layers run and show nothing
+        shown = {name for name, m in inputs.items() if m.update_count > 0 or (over_ranks and bool(m.gram.any()))}
         series: Series = {
             (ACTIVITY, "firing_rate_mean"): rates,
             (ACTIVITY, "dormant_fraction"): {name: dormant[name] for name in rates},
-            (ACTIVITY, "input_rank"): {name: metric for name, metric in inputs.items() if name in rates},
+            (ACTIVITY, "input_rank"): {name: inputs[name] for name in rates if name in shown},
         }
         return {key: metrics for key, metrics in series.items() if metrics}
 

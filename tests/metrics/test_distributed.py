@@ -5,13 +5,13 @@ import datetime
 import torch.distributed
 import torch.multiprocessing
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import Shard, distribute_tensor
+from torch.distributed.tensor import DTensor, Partial, Shard, distribute_tensor
 
-from bio_lightning.metrics import ActivationRank, DormantFraction
+from bio_lightning.metrics import ActivationRank, DormantFraction, SignViolations, SpineLifetime, Turnover
 from tests.metrics.cases import CASES, assert_close, assert_equals_reference, draws, make
 
 SHARDABLE = [
-    "CrystallizedFraction", "ExcitationInhibition", "GradientRatio", "LogNormality", "MultiplierSpread",
+    "CrystallizedFraction", "ExcitationInhibition", "FiringRate", "GradientRatio", "LogNormality", "MultiplierSpread",
     "MultiplierSpread quantiles", "SynapseSurvival", "UpdateRatio",
 ]  # fmt: skip
 
@@ -68,6 +68,23 @@ def a_distributed_tensor_is_seen_whole(rank: int) -> None:
         assert_equals_reference(name, metric, [whole])
 
 
+def a_number_in_parts_is_added_up(rank: int) -> None:
+    mesh = init_device_mesh("cpu", (2,))
+
+    def number(mine: int) -> DTensor:
+        return DTensor.from_local(torch.tensor(mine), mesh, [Partial()])
+
+    violations, turnover, lifetime = (
+        metric(sync_on_compute=False) for metric in (SignViolations, Turnover, SpineLifetime)
+    )
+    violations.update(number(3 + rank), synapses=10)
+    turnover.update(number(3 + rank), number(5), synapses=10)
+    lifetime.update(number(3 + rank), synapses=10, steps=5)
+    assert_close(violations.compute(), {"corrected": 7.0, "per_synapse": 0.7})
+    assert_close(turnover.compute(), {"fraction": 0.7, "fraction_total": 1.0})
+    assert_close(lifetime.compute(), {"steps": 50 / 7, "per_step": 7 / 50})
+
+
 def activity_anywhere_counts(rank: int) -> None:
     hidden = torch.zeros(1, 4)
     hidden[0, rank] = 1.0
@@ -84,6 +101,7 @@ SCENARIOS = (
     what_all_have_is_not_doubled,
     shards_make_a_whole,
     a_distributed_tensor_is_seen_whole,
+    a_number_in_parts_is_added_up,
     activity_anywhere_counts,
 )
 

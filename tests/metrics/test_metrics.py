@@ -5,9 +5,17 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from torchmetrics import MetricCollection
 
 from bio_lightning import metrics
-from bio_lightning.metrics import CrystallizedFraction, ExcitationInhibition, MultiplierSpread
+from bio_lightning.metrics import (
+    CrystallizedFraction,
+    ExcitationInhibition,
+    MultiplierSpread,
+    SignViolations,
+    SpineLifetime,
+    SynapseSurvival,
+)
 from tests.metrics.cases import CASES, assert_close, assert_equals_reference, class_name, draws, make
 
 
@@ -107,6 +115,25 @@ def test_states_are_float64_and_reduced_over_processes(name):
         assert reduction(torch.tensor([1.0, 2.0, 4.0])) == expected(torch.tensor([1.0, 2.0, 4.0]))
 
 
+def test_a_collection_keeps_metrics_apart():
+    """It takes metrics for one whose states agree in name and, after the first update, in value."""
+    alone = [make(name) for name in CASES if name != "DormantFraction layers"]  # told apart by its number of units
+    others = [CrystallizedFraction(below=0.3), SynapseSurvival(older_than=70), SynapseSurvival(older_than=80)]
+    names = [tuple(metric._defaults) for metric in (*alone, *others)]
+    assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_numbers_of_metrics_in_a_collection(together):
+    collection = MetricCollection({"s": SignViolations(), "l": SpineLifetime()}, compute_groups=together)
+    collection.update(corrected=0, replaced=0, synapses=100, steps=1)
+    collection.update(corrected=7, replaced=3, synapses=100, steps=10)
+    computed = {key: round(value.item(), 6) for key, value in collection.compute().items()}
+    assert computed["corrected"] == 7
+    assert computed["per_synapse"] == 0.035
+    assert computed["steps"] == pytest.approx(1100 / 3)
+
+
 @every_metric
 def test_inputs_are_left_alone(name):
     for arguments in draws(name, 2):
@@ -152,6 +179,13 @@ def test_spread_of_every_precision(dtype):
     exact = multiplier.to(torch.float64).numpy()
     expected = {"mean": exact.mean(), "std": exact.std(), "min": exact.min(), "max": exact.max()}
     assert_close(metric.compute(), expected, tolerance=1e-7)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.bool, torch.int64])
+def test_spread_of_what_is_no_float(dtype):
+    metric = MultiplierSpread()
+    metric.update(torch.tensor([1, 0, 1, 1], dtype=dtype))
+    assert_close(metric.compute(), {"mean": 0.75, "std": 0.4330127019, "min": 0.0, "max": 1.0}, tolerance=1e-9)
 
 
 def test_few_weak_inhibitory_synapses_are_not_lost():

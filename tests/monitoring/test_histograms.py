@@ -49,6 +49,23 @@ def test_one_value_has_a_bin_of_some_width():
     assert (found.total, found.squares) == (18, 36)
 
 
+@pytest.mark.parametrize(
+    "values",
+    [
+        torch.tensor([0.0, 1e-40, 5e-39]),
+        torch.tensor([0.0, 1e-37, 5e-39]),
+        torch.tensor([0.0, 1e-38], dtype=torch.bfloat16),
+        torch.tensor([0.0, 5e-324], dtype=torch.float64),
+    ],
+)
+def test_the_smallest_numbers_have_one(values):
+    assert sum(histograms({"a": values})["a"].counts) == values.numel()
+
+
+def test_a_range_that_overflows_has_none():
+    assert histograms({"a": torch.tensor([-1e308, 0.0, 1e308], dtype=torch.float64)}) == {}
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_without_finite_values_there_is_none(value):
     tensors = {"bad": torch.tensor([1.0, value]), "good": torch.tensor([1.0, 2.0]), "empty": torch.empty(0)}

@@ -209,6 +209,21 @@ def test_a_rank_is_that_of_the_logged_step():
             assert row[tag] == pytest.approx(stable(batches[step][0].double().numpy()), rel=1e-6)
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # torch's tracer looks at what a hidden layer reads
+def test_a_layer_without_a_rank_is_left_out():
+    """What is compiled is not looked into; the others are."""
+    plain = record([BioMonitor(alerts=False, rank_every_n_steps=1)], steps=1)[1].last
+    module, recorder = make_model("MLP"), Recorder()
+    module.net[2].compile(backend="eager")
+    fit(module, [BioMonitor(alerts=False, rank_every_n_steps=1)], steps=1, logger=recorder, log_every_n_steps=1)
+    found = {tag: value for tag, value in recorder.last.items() if "/input_rank_stable/" in tag}
+    seen = [f"bio/activity/input_rank_stable/{name}" for name in ("net.0.weight", "net.4.weight")]
+    assert found == pytest.approx(
+        {tag: plain[tag] for tag in seen}
+        | {"bio/activity/input_rank_stable/overall": np.mean([plain[tag] for tag in seen])}
+    )
+
+
 def test_hooks_compute_nothing_between_logs():
     from tests.callbacks.test_bio_monitor import Operations
 
