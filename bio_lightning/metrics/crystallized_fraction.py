@@ -31,6 +31,7 @@ class CrystallizedFraction(SumsMetric):
         ValueError: ``below`` is out of range.
 
     Example:
+        >>> import torch
         >>> crystallized = CrystallizedFraction()
         >>> crystallized.update(torch.tensor([1.0, 0.6, 0.36, 0.05]))
         >>> crystallized.compute().item()

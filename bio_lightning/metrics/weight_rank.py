@@ -28,6 +28,7 @@ class WeightRank(SumsMetric):
         layers of zeros; 0 as long as there is no layer.
 
     Example:
+        >>> import torch
         >>> weight_rank = WeightRank()
         >>> weight_rank.update(torch.tensor([[2.0, 0.0, 0.0], [0.0, 1.0, 0.0]]))
         >>> {key: round(value.item(), 3) for key, value in weight_rank.compute().items()}
