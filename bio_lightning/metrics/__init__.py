@@ -2,7 +2,8 @@
 
 Results are global: what ``compute`` returns is the same on every process and counts what all of them have seen. Weights
 that every process holds as a whole leave shares, means and ratios as they are, and multiply what is a count, such as
-``corrected``. Of a sharded weight every process gives its own shard, except to ``WeightRank``.
+``corrected``. Of a sharded weight every process gives its own shard, except to ``WeightRank``; a ``DTensor``
+is taken for the whole, as if every process held it.
 """
 
 from bio_lightning.metrics.activation_rank import ActivationRank

@@ -44,7 +44,11 @@ class FiringRate(SumsMetric):
         """
         self.add(row([rate.numel(), rate.sum(dtype=torch.float64)], like=self.sums))
 
+    @property
+    def neurons(self) -> Tensor:
+        """How many there are so far."""
+        return self.sums[..., 0]
+
     def compute(self) -> Tensor:
         """The mean over all neurons so far."""
-        neurons, total = self.sums.unbind(-1)
-        return ratio(total, neurons, at_zero=0.0)
+        return ratio(self.sums[..., 1], self.neurons, at_zero=0.0)

@@ -72,7 +72,7 @@ def _sums(weight: Tensor) -> tuple[Tensor | int, ...]:
     synapses: Tensor | int = weight.numel()
     total = logs.sum()
     if not (is_at_hand(total) and math.isfinite(total)):  # else no weight is 0
-        synapses = count(greater(weight.abs(), 0))
+        synapses = count(greater(logs, -torch.inf))
         logs.nan_to_num_(nan=torch.nan, posinf=torch.inf, neginf=0.0)  # a log of 0 adds nothing
         total = logs.sum()
     square = logs.square()

@@ -136,7 +136,7 @@ class Probes:
         if over_ranks:
             sum_over_ranks([*rates.values(), *dormant.values(), *inputs.values()])
             # only where another rank may have run the layer does the host have to wait for the answer
-            rates = {name: metric for name, metric in rates.items() if bool(cast("Tensor", metric.sums)[0] > 0)}
+            rates = {name: metric for name, metric in rates.items() if bool(cast("Tensor", metric.neurons) > 0)}
         # compiled layers run and show nothing
         shown = {name for name, m in inputs.items() if m.update_count > 0 or (over_ranks and bool(m.gram.any()))}
         series: Series = {

@@ -61,7 +61,7 @@ def shards_make_a_whole(rank: int) -> None:
 
 def a_distributed_tensor_is_seen_whole(rank: int) -> None:
     mesh = init_device_mesh("cpu", (2,))
-    for name in SHARDABLE:
+    for name in (*SHARDABLE, "WeightRank"):
         (whole,) = draws(name, 1, seed=3)
         metric = make(name, sync_on_compute=False)
         metric.update(*of_tensors(whole, lambda tensor: distribute_tensor(tensor, mesh, [Shard(0)])))
