@@ -7,7 +7,6 @@ from typing import Any
 from torch import Tensor
 
 from bio_lightning.functional._layer import ratio, row
-from bio_lightning.functional._shards import whole
 from bio_lightning.functional.matrix_rank import effective_rank, singular_values, stable_rank
 from bio_lightning.metrics._sums import SumsMetric
 
@@ -53,7 +52,7 @@ class WeightRank(SumsMetric):
         Raises:
             ValueError: ``weight`` has fewer than two axes.
         """
-        singular = singular_values(whole(weight))
+        singular = singular_values(weight)
         if singular.numel() == 0:
             return
         self.add(row([1, stable_rank(singular), effective_rank(singular)], like=self.sums))
