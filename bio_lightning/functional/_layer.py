@@ -33,7 +33,7 @@ def total(x: Tensor) -> Tensor:
     return add_up_all(x.sum(dtype=torch.float64), x.numel())[0]
 
 
-def add_pieces(sums: Callable[..., Sequence[Tensor | int]], *tensors: Tensor) -> Tensor:
+def add_pieces(sums: Callable[..., Sequence[Tensor | int]], *tensors: Tensor) -> list[Tensor | float]:
     """Sums over tensors, on a processor by pieces that fit its cache, so that several passes cost one.
 
     Args:
@@ -41,12 +41,12 @@ def add_pieces(sums: Callable[..., Sequence[Tensor | int]], *tensors: Tensor) ->
         tensors: One or several of one shape, which may be any; of shards all processes that hold them take the whole.
 
     Returns:
-        float64, shape ``(sums,)``.
+        The numbers of all pieces together; on a device as they are, not waited for.
     """
     columns = zip(*(sums(*part) for part in zip(*map(pieces, tensors), strict=True)), strict=True)
     if is_at_hand(tensors[0]):
-        return row([sum(map(float, column)) for column in columns], like=tensors[0])
-    return row([only for (only,) in columns], like=tensors[0])
+        return [sum(map(float, column)) for column in columns]
+    return [only for (only,) in columns]
 
 
 def row(numbers: Sequence[Tensor | float], like: Tensor) -> Tensor:

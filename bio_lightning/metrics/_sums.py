@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_max
 
-__all__ = ["SumsMetric"]
+from bio_lightning.functional._layer import row
+
+__all__ = ["Seen", "SumsMetric"]
+
+#: What one update adds to the states, by their names: numbers, or a state's worth of them in one tensor.
+Seen = dict[str, "Sequence[Tensor | float] | Tensor"]
 
 
 class SumsMetric(Metric):
@@ -36,6 +43,18 @@ class SumsMetric(Metric):
         """Shape ``(..., columns)``."""
         return cast("Tensor", vars(self)[self._state])
 
-    def add(self, sums: Tensor) -> None:
-        """Add some more, shape ``(columns,)``."""
-        setattr(self, self._state, self.sums + sums)
+    def observe(self, *_: Any, **__: Any) -> Seen:
+        """What ``update`` adds for the same arguments; whoever sees many layers puts together what all of them add."""
+        raise NotImplementedError
+
+    def seen(self, sums: Sequence[Tensor | float] | Tensor) -> Seen:
+        """Sums by the name of their state."""
+        return {self._state: sums}
+
+    def add(self, seen: Seen) -> None:
+        """Add what was observed."""
+        for name, numbers in seen.items():
+            state = cast("Tensor", vars(self)[name])
+            more = numbers if isinstance(numbers, Tensor) else row(numbers, like=state)
+            merge = torch.maximum if self._reductions[name] is dim_zero_max else torch.add
+            setattr(self, name, merge(state, more))

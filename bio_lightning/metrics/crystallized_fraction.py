@@ -9,7 +9,7 @@ from torch import Tensor
 
 from bio_lightning.functional._layer import add_pieces, computing_dtype, ratio
 from bio_lightning.functional._masks import count, less
-from bio_lightning.metrics._sums import SumsMetric
+from bio_lightning.metrics._sums import Seen, SumsMetric
 
 __all__ = ["CrystallizedFraction"]
 
@@ -51,8 +51,12 @@ class CrystallizedFraction(SumsMetric):
             crystal: What is left of each synapse's plasticity, in (0, 1]; any shape.
             below: Their own limit; None for the metric's.
         """
+        self.add(self.observe(crystal, below))
+
+    def observe(self, crystal: Tensor, below: float | None = None) -> Seen:
+        """What ``update`` adds for the same arguments."""
         limit = self.below if below is None else below
-        self.add(add_pieces(partial(_sums, limit=limit), crystal))
+        return self.seen(add_pieces(partial(_sums, limit=limit), crystal))
 
     def compute(self) -> Tensor:
         """The share of all synapses so far."""

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from bio_lightning.functional._layer import add_pieces, ratio
 from bio_lightning.functional._masks import count, greater, less
-from bio_lightning.metrics._sums import SumsMetric
+from bio_lightning.metrics._sums import Seen, SumsMetric
 
 __all__ = ["ExcitationInhibition"]
 
@@ -52,7 +52,11 @@ class ExcitationInhibition(SumsMetric):
         Args:
             weight: Signed weights, any shape.
         """
-        self.add(add_pieces(_sums, weight))
+        self.add(self.observe(weight))
+
+    def observe(self, weight: Tensor) -> Seen:
+        """What ``update`` adds for the same arguments."""
+        return self.seen(add_pieces(_sums, weight))
 
     def compute(self) -> dict[str, Tensor]:
         """The four numbers over all synapses so far."""

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bio_lightning.functional._layer import ratio, row
-from bio_lightning.metrics._sums import SumsMetric
+from bio_lightning.functional._layer import ratio
+from bio_lightning.metrics._sums import Seen, SumsMetric
 
 __all__ = ["FiringRate"]
 
@@ -42,7 +42,11 @@ class FiringRate(SumsMetric):
         Args:
             rate: Share of positive inputs to each neuron's nonlinearity, in [0, 1]; any shape.
         """
-        self.add(row([rate.numel(), rate.sum(dtype=torch.float64)], like=self.sums))
+        self.add(self.observe(rate))
+
+    def observe(self, rate: Tensor) -> Seen:
+        """What ``update`` adds for the same arguments."""
+        return self.seen([rate.numel(), rate.sum(dtype=torch.float64)])
 
     @property
     def neurons(self) -> Tensor:

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from bio_lightning.functional._layer import add_pieces
 from bio_lightning.metrics._norm_ratio import NormRatio, check_shapes, sum_of_squares
+from bio_lightning.metrics._sums import Seen
 
 __all__ = ["GradientRatio"]
 
@@ -47,5 +48,9 @@ class GradientRatio(NormRatio):
         Raises:
             ValueError: The shapes differ.
         """
+        self.add(self.observe(grad, weight))
+
+    def observe(self, grad: Tensor, weight: Tensor) -> Seen:
+        """What ``update`` adds for the same arguments."""
         check_shapes(grad, weight)
-        self.add(add_pieces(lambda *parts: tuple(map(sum_of_squares, parts)), grad, weight))
+        return self.seen(add_pieces(lambda *parts: tuple(map(sum_of_squares, parts)), grad, weight))

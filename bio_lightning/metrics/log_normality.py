@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bio_lightning.functional._layer import add_pieces, computing_dtype, is_at_hand, ratio
 from bio_lightning.functional._masks import count, greater
-from bio_lightning.metrics._sums import SumsMetric
+from bio_lightning.metrics._sums import Seen, SumsMetric
 
 __all__ = ["LogNormality"]
 
@@ -54,7 +54,11 @@ class LogNormality(SumsMetric):
         Args:
             weight: Weights of any shape; signs do not matter.
         """
-        self.add(add_pieces(_sums, weight))
+        self.add(self.observe(weight))
+
+    def observe(self, weight: Tensor) -> Seen:
+        """What ``update`` adds for the same arguments."""
+        return self.seen(add_pieces(_sums, weight))
 
     def compute(self) -> dict[str, Tensor]:
         """The three statistics of all synapses so far."""

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bio_lightning.functional._layer import add_pieces, ratio, row
+from bio_lightning.functional._layer import add_pieces, ratio
 from bio_lightning.functional._shards import whole
 from bio_lightning.functional._sketch import BINS, sketch, sketched_quantiles
-from bio_lightning.metrics._sums import SumsMetric
+from bio_lightning.metrics._sums import Seen, SumsMetric
 
 __all__ = ["MultiplierSpread"]
 
@@ -70,14 +70,16 @@ class MultiplierSpread(SumsMetric):
         Args:
             multiplier: Any shape; 1 is neutral.
         """
-        if multiplier.numel() == 0:  # has no minimum
-            return
+        self.add(self.observe(multiplier))
+
+    def observe(self, multiplier: Tensor) -> Seen:
+        """What ``update`` adds for the same arguments."""
         multiplier = whole(multiplier)
-        lowest, highest = torch.aminmax(multiplier)
-        self.add(add_pieces(_sums, multiplier))
-        self.extremes = torch.maximum(self.extremes, row([-lowest.to(torch.float64), highest], like=multiplier))
+        seen = self.seen(add_pieces(_sums, multiplier))
+        seen["extremes"] = _extremes(multiplier)
         if self.quantiles:
-            self.bins = self.bins + sketch(multiplier)
+            seen["bins"] = sketch(multiplier)
+        return seen
 
     def compute(self) -> dict[str, Tensor]:
         """The statistics of all multipliers so far."""
@@ -104,6 +106,14 @@ class MultiplierSpread(SumsMetric):
             return ()
         estimates = sketched_quantiles(self.bins, self.quantiles).unbind(-1)
         return tuple(torch.minimum(torch.maximum(each, lowest), highest) for each in estimates)
+
+
+def _extremes(multiplier: Tensor) -> tuple[Tensor | float, ...]:
+    """The lowest, negated, and the highest; of nothing less than any."""
+    if multiplier.numel() == 0:
+        return -torch.inf, -torch.inf
+    lowest, highest = torch.aminmax(multiplier)
+    return -lowest.to(torch.float64), highest
 
 
 def _sums(multiplier: Tensor) -> tuple[Tensor | int, ...]:

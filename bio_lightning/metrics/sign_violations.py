@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
-from bio_lightning.functional._layer import ratio, row
-from bio_lightning.metrics._sums import SumsMetric
+from bio_lightning.functional._layer import ratio
+from bio_lightning.metrics._sums import Seen, SumsMetric
 
 __all__ = ["SignViolations"]
 
@@ -44,7 +44,11 @@ class SignViolations(SumsMetric):
             corrected: Number of corrections.
             synapses: Number of synapses in the layer.
         """
-        self.add(row([synapses, corrected], like=self.sums))
+        self.add(self.observe(corrected, synapses))
+
+    def observe(self, corrected: Tensor | int, synapses: int) -> Seen:
+        """What ``update`` adds for the same arguments."""
+        return self.seen([synapses, corrected])
 
     def compute(self) -> dict[str, Tensor]:
         """The numbers over all layers so far."""

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bio_lightning.functional._layer import ratio, row
-from bio_lightning.metrics._sums import SumsMetric
+from bio_lightning.functional._layer import ratio
+from bio_lightning.metrics._sums import Seen, SumsMetric
 
 __all__ = ["SpineLifetime"]
 
@@ -57,9 +57,13 @@ class SpineLifetime(SumsMetric):
         Raises:
             ValueError: ``steps`` is out of range.
         """
+        self.add(self.observe(replaced, synapses, steps))
+
+    def observe(self, replaced: Tensor | int, synapses: int, steps: Tensor | int) -> Seen:
+        """What ``update`` adds for the same arguments."""
         if not isinstance(steps, Tensor) and steps < 0:  # to look at a tensor would wait for its device
             raise ValueError(f"steps: got {steps!r}; allowed: a whole number >= 0")
-        self.add(row([synapses * steps, replaced], like=self.sums))
+        return self.seen([synapses * steps, replaced])
 
     def compute(self) -> dict[str, Tensor]:
         """The two numbers over all events so far."""

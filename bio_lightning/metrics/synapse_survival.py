@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bio_lightning.functional._layer import add_pieces, ratio
 from bio_lightning.functional._masks import count, less
-from bio_lightning.metrics._sums import SumsMetric
+from bio_lightning.metrics._sums import Seen, SumsMetric
 
 __all__ = ["SynapseSurvival"]
 
@@ -66,12 +66,16 @@ class SynapseSurvival(SumsMetric):
         Raises:
             ValueError: ``born`` holds no integers: a mask is none, and halves would round late births.
         """
+        self.add(self.observe(born, now))
+
+    def observe(self, born: Tensor, now: int) -> Seen:
+        """What ``update`` adds for the same arguments."""
         if born.is_floating_point() or born.dtype == torch.bool:
             raise ValueError(f"born: got {born.dtype}; allowed: an integer type")
         limits = [now - steps for steps in self.older_than]
         if born.dtype != torch.int32 or min(limits) < -(1 << 31) or max(limits) >= 1 << 31:
             born = born.to(torch.int64)  # comparing wraps around where the type is too small for a limit
-        self.add(add_pieces(partial(_sums, limits=limits, now=now), born))
+        return self.seen(add_pieces(partial(_sums, limits=limits, now=now), born))
 
     def compute(self) -> dict[str, Tensor]:
         """The shares and the mean over all synapses so far."""

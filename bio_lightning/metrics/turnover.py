@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
-from bio_lightning.functional._layer import ratio, row
-from bio_lightning.metrics._sums import SumsMetric
+from bio_lightning.functional._layer import ratio
+from bio_lightning.metrics._sums import Seen, SumsMetric
 
 __all__ = ["Turnover"]
 
@@ -46,7 +46,11 @@ class Turnover(SumsMetric):
             replaced_total: Number of replacements in all events.
             synapses: Number of synapses in the layer.
         """
-        self.add(row([synapses, replaced, replaced_total], like=self.sums))
+        self.add(self.observe(replaced, replaced_total, synapses))
+
+    def observe(self, replaced: Tensor | int, replaced_total: Tensor | int, synapses: int) -> Seen:
+        """What ``update`` adds for the same arguments."""
+        return self.seen([synapses, replaced, replaced_total])
 
     def compute(self) -> dict[str, Tensor]:
         """The shares over all layers so far."""

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from bio_lightning.functional._layer import add_pieces, computing_dtype
 from bio_lightning.metrics._norm_ratio import NormRatio, check_shapes, sum_of_squares
+from bio_lightning.metrics._sums import Seen
 
 __all__ = ["UpdateRatio"]
 
@@ -46,8 +47,12 @@ class UpdateRatio(NormRatio):
         Raises:
             ValueError: The shapes differ.
         """
+        self.add(self.observe(before, after))
+
+    def observe(self, before: Tensor, after: Tensor) -> Seen:
+        """What ``update`` adds for the same arguments."""
         check_shapes(before, after)
-        self.add(add_pieces(_sums, before, after))
+        return self.seen(add_pieces(_sums, before, after))
 
 
 def _sums(before: Tensor, after: Tensor) -> tuple[Tensor, Tensor]:

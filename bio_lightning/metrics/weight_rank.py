@@ -6,9 +6,9 @@ from typing import Any
 
 from torch import Tensor
 
-from bio_lightning.functional._layer import ratio, row
+from bio_lightning.functional._layer import ratio
 from bio_lightning.functional.matrix_rank import effective_rank, singular_values, stable_rank
-from bio_lightning.metrics._sums import SumsMetric
+from bio_lightning.metrics._sums import Seen, SumsMetric
 
 __all__ = ["WeightRank"]
 
@@ -52,10 +52,14 @@ class WeightRank(SumsMetric):
         Raises:
             ValueError: ``weight`` has fewer than two axes.
         """
+        self.add(self.observe(weight))
+
+    def observe(self, weight: Tensor) -> Seen:
+        """What ``update`` adds for the same arguments."""
         singular = singular_values(weight)
         if singular.numel() == 0:
-            return
-        self.add(row([1, stable_rank(singular), effective_rank(singular)], like=self.sums))
+            return self.seen([0, 0, 0])
+        return self.seen([1, stable_rank(singular), effective_rank(singular)])
 
     def compute(self) -> dict[str, Tensor]:
         """The means over all layers so far."""

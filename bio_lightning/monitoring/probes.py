@@ -17,7 +17,7 @@ from torchmetrics import Metric
 
 from bio_lightning.firing_rates import Count, Gate, RateCounter, counted, firing_modules, neuron_dim
 from bio_lightning.functional._shards import whole
-from bio_lightning.metrics import ActivationRank
+from bio_lightning.metrics import ActivationRank, DormantFraction, FiringRate
 from bio_lightning.monitoring.statistics import ACTIVITY, WEIGHTS, Series, Statistics, sum_over_ranks
 from bio_lightning.session import Session
 from bio_lightning.synapses import Synapses, named_modules, recompile_for_hooks
@@ -99,15 +99,13 @@ class Probes:
             return
         for layer in self._owned_by(optimizer):
             if layer.weight.grad is not None:
-                moved = self._move("gradient_ratio", layer)
-                self._statistics.update(moved, layer.weight.grad, layer.weight.detach())
+                self._see_move("gradient_ratio", layer, layer.weight.grad, layer.weight.detach())
 
     def _see_updates(self, optimizer: Optimizer, *_: Any) -> None:
         """Optimizer post-hook, behind that of the session, which may have scaled the move."""
         if self._looks_at_moves:
             for layer in self._owned_by(optimizer):
-                moved = self._move("update_ratio", layer)
-                self._statistics.update(moved, self._before[layer.name], layer.weight.detach())
+                self._see_move("update_ratio", layer, self._before[layer.name], layer.weight.detach())
 
     # ---- afterwards -------------------------------------------------------------------------------------------------
 
@@ -118,7 +116,8 @@ class Probes:
     @torch.no_grad()
     def activity(self) -> Series:
         """Firing, and ranks of what layers read, over all ranks: each has to ask, and gets the layers that ran."""
-        rates, dormant = {}, {}
+        rates: dict[str, FiringRate] = {}
+        dormant: dict[str, DormantFraction] = {}
         over_ranks = self._session.rates.over_ranks
         for name, counters in self._counters.items():
             layer = self._session.synapses[name]
@@ -126,21 +125,22 @@ class Probes:
             if share is None and not over_ranks:
                 continue
             device, units = layer.weight.device, {"units": layer.postsynaptic_neurons}
-            rates[name] = self._statistics.metric(ACTIVITY, "firing_rate_mean", name, device)
-            dormant[name] = self._statistics.metric(ACTIVITY, "dormant_fraction", name, device, **units)
+            rates[name] = cast("FiringRate", self._statistics.metric("firing_rate_mean", name, device))
+            dormant[name] = cast("DormantFraction", self._statistics.metric("dormant_fraction", name, device, **units))
             if share is not None:
-                self._statistics.update(rates[name], share)
-                # by its rate a unit is as dormant as by its activation
-                self._statistics.update(dormant[name], share.unsqueeze(0))
+                with torch.inference_mode():
+                    FiringRate.update(rates[name], share)
+                    # by its rate a unit is as dormant as by its activation
+                    DormantFraction.update(dormant[name], share.unsqueeze(0))
         inputs = {**self._inputs} if self._ranking else {}
         if over_ranks:
             sum_over_ranks([*rates.values(), *dormant.values(), *inputs.values()])
             # only where another rank may have run the layer does the host have to wait for the answer
-            rates = {name: metric for name, metric in rates.items() if bool(cast("Tensor", metric.neurons) > 0)}
+            rates = {name: metric for name, metric in rates.items() if bool(metric.neurons > 0)}
         # compiled layers run and show nothing
         shown = {name for name, m in inputs.items() if m.update_count > 0 or (over_ranks and bool(m.gram.any()))}
         series: Series = {
-            (ACTIVITY, "firing_rate_mean"): rates,
+            (ACTIVITY, "firing_rate_mean"): {name: metric.seen(metric.sums) for name, metric in rates.items()},
             (ACTIVITY, "dormant_fraction"): {name: dormant[name] for name in rates},
             (ACTIVITY, "input_rank"): {name: inputs[name] for name in rates if name in shown},
         }
@@ -178,10 +178,8 @@ class Probes:
         owners = ((layer, self._session.owner(layer.weight)) for layer in self._layers if layer.name in self._before)
         return [layer for layer, owner in owners if owner is not None and owner.optimizer is optimizer]
 
-    def _move(self, family: str, layer: Synapses) -> Metric:
-        metric = self._statistics.metric(WEIGHTS, family, layer.name, layer.weight.device)
-        self._moves.setdefault((WEIGHTS, family), {})[layer.name] = metric
-        return metric
+    def _see_move(self, family: str, layer: Synapses, *values: Tensor) -> None:
+        self._moves.setdefault((WEIGHTS, family), {})[layer.name] = self._statistics.observe(family, *values)
 
 
 def _share(count: Count | None) -> Tensor | None:

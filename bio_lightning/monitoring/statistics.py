@@ -12,7 +12,8 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_sum
 
-from bio_lightning.functional._shards import whole
+from bio_lightning.functional._layer import is_at_hand, row
+from bio_lightning.functional._shards import groups_of, whole
 from bio_lightning.metrics import (
     ActivationRank,
     CrystallizedFraction,
@@ -29,6 +30,7 @@ from bio_lightning.metrics import (
     UpdateRatio,
     WeightRank,
 )
+from bio_lightning.metrics._sums import Seen, SumsMetric
 from bio_lightning.synapses import Synapses
 
 __all__ = [
@@ -89,23 +91,27 @@ FAMILIES: dict[str, Family] = {
 #: Mechanism or group, family, and arguments of the metric's ``update``.
 Observation = tuple[str, str, tuple[Any, ...]]
 
-#: Metrics by layer, by mechanism (or group) and family.
-Series = dict[tuple[str, str], dict[str, Metric]]
+#: What metrics saw of each layer, by mechanism (or group) and family; the metrics themselves where these do not add up.
+Series = dict[tuple[str, str], dict[str, "Seen | Metric"]]
+
+_HERE = torch.empty(0, device="cpu")
 
 
 class Statistics:
-    """Metrics of all layers, kept from one log to the next, since making one costs more than its maths.
+    """What metrics see of layers, and what they compute from it, for each layer and for all together.
 
-    What torchmetrics wraps around ``update``, ``compute`` and ``reset``, to synchronise and to cache, would cost as
-    much again. Nothing is cached here, and processes are in step at one place only, see :func:`sum_over_ranks`.
+    Metrics are kept from one log to the next, since making one costs more than its maths. What torchmetrics wraps
+    around ``update``, ``compute`` and ``reset``, to synchronise and to cache, would cost as much again. Nothing is
+    cached here, and processes are in step at one place only, see :func:`sum_over_ranks`.
     """
 
     def __init__(self) -> None:
         self._kept: dict[tuple[object, ...], tuple[Metric, dict[str, Tensor]]] = {}
+        self._families: dict[str, SumsMetric] = {}
 
-    def metric(self, group: str, family: str, layer: str, device: torch.device, **settings: Any) -> Metric:
-        """An empty metric."""
-        key = (group, family, layer, device)
+    def metric(self, family: str, layer: str, device: torch.device, **settings: Any) -> Metric:
+        """An empty metric of one layer, where its sums have to be added up over ranks."""
+        key = (family, layer, device)
         if key not in self._kept:
             metric = FAMILIES[family].metric(sync_on_compute=False, **settings).to(device)
             empty = {name: cast("Tensor", default).to(device) for name, default in metric._defaults.items()}
@@ -114,37 +120,47 @@ class Statistics:
         vars(metric).update(empty)
         return metric
 
-    @staticmethod
-    def update(metric: Metric, *values: Any) -> None:
-        """Show a metric what is observed of a layer."""
-        # out here, since torch puts no distributed tensor together in inference mode
-        shown = [whole(value) if isinstance(value, Tensor) else value for value in values]
-        with torch.inference_mode():  # spares each operation a fifth, and no sum of these is ever learned from
-            type(metric).update(metric, *shown)
-
     @torch.no_grad()
-    def updated(self, layers: Iterable[tuple[Synapses, Iterable[Observation]]]) -> Series:
-        """Metrics that have seen what is observed of some layers."""
+    def observed(self, layers: Iterable[tuple[Synapses, Iterable[Observation]]]) -> Series:
+        """What metrics see of some layers."""
         series: Series = {}
         for layer, observations in layers:
-            for group, family, values in observations:
-                metric = self.metric(group, family, layer.name, layer.weight.device)
-                self.update(metric, *values)
-                series.setdefault((group, family), {})[layer.name] = metric
+            # parts of a layer become whole tensors one after the other, or all of them would fill the memory
+            turns = [observations] if not groups_of(layer.weight) else ([each] for each in observations)
+            for turn in turns:
+                shown = [(group, family, _whole(values)) for group, family, values in turn]
+                with torch.inference_mode():  # spares each operation a fifth; nothing is ever learned from these sums
+                    for group, family, values in shown:
+                        series.setdefault((group, family), {})[layer.name] = self._of(family).observe(*values)
         return series
+
+    def observe(self, family: str, *values: Any) -> Seen:
+        """What a metric sees of one layer."""
+        shown = _whole(values)
+        with torch.inference_mode():
+            return self._of(family).observe(*shown)
+
+    def _of(self, family: str) -> SumsMetric:
+        if family not in self._families:
+            self._families[family] = cast("SumsMetric", FAMILIES[family].metric(sync_on_compute=False))
+        return self._families[family]
 
     @torch.inference_mode()
     def by_tag(self, series: Series) -> dict[str, float]:
         """What the metrics compute, and what they compute for all layers together, in one transfer from the device."""
-        together = self._together(series)
+        tables = self._tables(series)
         tags: list[str] = []
         found: list[Tensor] = []
-        for (group, family), metrics in series.items():
-            all_layers = together.get((group, family))
-            computed = _computed(all_layers) if all_layers is not None else _averaged(list(metrics.values()))
+        for (group, family), layers in series.items():
+            if (group, family) in tables:
+                metric = self._of(family)
+                vars(metric).update(tables[group, family])
+                computed = _computed(metric)
+            else:
+                computed = _averaged(cast("list[Metric]", list(layers.values())))
             prefix = FAMILIES[family].prefix
             for statistic, values in computed.items():
-                tags += [f"bio/{group}/{prefix}{statistic}/{layer}" for layer in (*metrics, OVERALL)]
+                tags += [f"bio/{group}/{prefix}{statistic}/{layer}" for layer in (*layers, OVERALL)]
                 found.append(values)
         if not found:
             return {}
@@ -156,30 +172,42 @@ class Statistics:
             if not ("/lifetime_" in tag and number == float("inf"))
         }
 
-    def _together(self, series: Series) -> dict[tuple[str, str], Metric]:
-        """For each family a metric with the states of every layer and, last, of all together: ``(layers + 1, ...)``.
+    def _tables(self, series: Series) -> dict[tuple[str, str], dict[str, Tensor]]:
+        """For each family what its metric keeps of every layer and, last, of all together: ``(layers + 1, ...)``.
 
         One call then computes of all layers what it would of one. States of all families lie in few tables, since to
         put them together one by one takes longer than what is computed from them.
         """
-        together: dict[tuple[str, str], Metric] = {}
-        tables: dict[tuple[Any, int, torch.device], list[tuple[Metric, str, list[Tensor]]]] = {}
-        for key, metrics in series.items():
-            first = next(iter(metrics.values()))
-            if isinstance(first, (DormantFraction, ActivationRank)):  # whose states differ in length
-                continue
-            all_layers = together[key] = self.metric(*key, OVERALL, first.device)
-            for name, reduction in all_layers._reductions.items():
-                states = [vars(metric)[name] for metric in metrics.values()]
-                tables.setdefault((reduction, len(states), first.device), []).append((all_layers, name, states))
-        for (reduction, _, _), columns in tables.items():
-            by_layer = zip(*(states for *_, states in columns), strict=True)
-            rows = torch.stack(_on_one_device([torch.cat(_on_one_device(states)) for states in by_layer]))
+        columns: dict[tuple[Any, ...], list[tuple[tuple[str, str], str, list[Any]]]] = {}
+        for key, layers in series.items():
+            seen = [each for each in layers.values() if not isinstance(each, Metric)]
+            for name in seen[0] if seen else ():
+                numbers = [each[name] for each in seen]
+                kind = self._of(key[1])._reductions[name], isinstance(numbers[0], Tensor), len(numbers)
+                columns.setdefault(kind, []).append((key, name, numbers))
+        tables: dict[tuple[str, str], dict[str, Tensor]] = {}
+        for (reduction, *_), alike in columns.items():
+            by_layer = zip(*(numbers for *_, numbers in alike), strict=True)
+            rows = torch.stack(_on_one_device([_chained(numbers) for numbers in by_layer]))
             table = torch.cat([rows, reduction(rows).unsqueeze(0)])
-            parts = torch.split(table, [len(states[0]) for *_, states in columns], dim=1)
-            for (all_layers, name, _), part in zip(columns, parts, strict=True):
-                vars(all_layers)[name] = part
-        return together
+            parts = torch.split(table, [len(numbers[0]) for *_, numbers in alike], dim=1)
+            for (key, name, _), part in zip(alike, parts, strict=True):
+                tables.setdefault(key, {})[name] = part
+        return tables
+
+
+def _whole(values: Iterable[Any]) -> list[Any]:
+    """Not in inference mode, where torch puts no distributed tensor together."""
+    return [whole(value) if isinstance(value, Tensor) else value for value in values]
+
+
+def _chained(parts: Sequence[Sequence[Tensor | float] | Tensor]) -> Tensor:
+    """All numbers in one row, float64 save for counts; on the device, where some are on one."""
+    if isinstance(parts[0], Tensor):
+        return torch.cat(_on_one_device(cast("Sequence[Tensor]", parts)))
+    numbers = [number for part in parts for number in part]
+    elsewhere = (number for number in numbers if isinstance(number, Tensor) and not is_at_hand(number))
+    return row(numbers, like=next(elsewhere, _HERE))
 
 
 def _averaged(metrics: Sequence[Metric]) -> dict[str, Tensor]:

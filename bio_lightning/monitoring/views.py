@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bio_lightning.functional._shards import whole
 from bio_lightning.kernels import product
-from bio_lightning.metrics import ExcitationInhibition
+from bio_lightning.metrics import DormantFraction, ExcitationInhibition
 from bio_lightning.monitoring.figures import Points, Snapshot
 from bio_lightning.monitoring.statistics import ACTIVITY, PLASTICITY, WEIGHTS, Observation, Series
 from bio_lightning.session import Session
@@ -65,8 +65,8 @@ def shown_tensors(session: Session, layers: Sequence[Synapses]) -> dict[str, Ten
 
 def rates_of(activity: Series) -> dict[str, Tensor]:
     """Firing rates by tag, from metrics that have summed them over ranks."""
-    metrics = activity.get((ACTIVITY, "dormant_fraction"), {})
-    sums = {name: (cast("Tensor", metric.activity), cast("Tensor", metric.samples)) for name, metric in metrics.items()}
+    metrics = cast("dict[str, DormantFraction]", activity.get((ACTIVITY, "dormant_fraction"), {}))
+    sums = {name: (metric.activity, metric.samples) for name, metric in metrics.items()}
     return {f"bio/{ACTIVITY}/firing_rate/{name}": total / ranks for name, (total, ranks) in sums.items()}
 
 

@@ -1,20 +1,70 @@
 """Numbers by tag: of each layer what its metric says alone, overall what one metric of all layers would say."""
 
+from functools import partial
+from types import SimpleNamespace
+
 import pytest
 import torch
+from torch import Tensor
 
+from bio_lightning import metrics
 from bio_lightning.metrics import DormantFraction, MultiplierSpread, SynapseSurvival
-from bio_lightning.monitoring.statistics import OVERALL, Statistics
+from bio_lightning.metrics._sums import SumsMetric
+from bio_lightning.monitoring import statistics as module
+from bio_lightning.monitoring.statistics import FAMILIES, OVERALL, Family, Statistics
+from tests.checks import as_on_a_device
+from tests.metrics.cases import CASES, draws, make
 
-CPU = torch.device("cpu")
+#: Metrics whose states add up over layers.
+ADDING = [name for name in CASES if isinstance(make(name), SumsMetric)]
 
 
-def numbers(group, family, updates, **settings):
+def computed(metric):
+    """By name."""
+    numbers = metric.compute()
+    return {"": numbers} if isinstance(numbers, Tensor) else numbers
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+@pytest.mark.parametrize("name", ADDING)
+def test_each_layer_and_all_together_say_what_one_metric_would(monkeypatch, name, elsewhere):
+    monkeypatch.setitem(FAMILIES, "case", Family(partial(getattr(metrics, name.split()[0]), **CASES[name].settings)))
+    if elsewhere:
+        as_on_a_device(monkeypatch)
     statistics = Statistics()
-    metrics = {name: statistics.metric(group, family, name, CPU, **settings.get(name, {})) for name in updates}
-    for name, values in updates.items():
-        metrics[name].update(*values)
-    return statistics.by_tag({(group, family): metrics})
+    series, expected = {}, {}
+    for group, seed in (("first", 1), ("second", 2)):
+        layers = dict(zip(("a", "empty", "b"), draws(name, 3, seed), strict=True))
+        layers["empty"] = CASES[name].empty[0]
+        series[group, "case"] = {layer: statistics.observe("case", *values) for layer, values in layers.items()}
+        for layer, updates in {**{key: [value] for key, value in layers.items()}, OVERALL: layers.values()}.items():
+            metric = make(name)
+            for values in updates:
+                metric.update(*values)
+            expected |= {f"bio/{group}/{key}/{layer}": number.item() for key, number in computed(metric).items()}
+    for _ in range(2):  # nothing is left of what was computed before
+        assert statistics.by_tag(series) == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("is_sharded", [False, True])
+def test_parts_of_a_layer_become_whole_one_after_the_other(monkeypatch, is_sharded):
+    monkeypatch.setattr(module, "groups_of", lambda weight: ["a group"] * is_sharded)
+    held = []  # observations made so far, whenever another is asked for
+    observed = []
+
+    def observations():
+        for _ in range(3):
+            held.append(len(observed))
+            yield "g", "firing_rate_mean", (torch.ones(2),)
+
+    class Recording(Statistics):
+        def _of(self, family):
+            observed.append(family)
+            return super()._of(family)
+
+    layer = SimpleNamespace(name="layer", weight=torch.ones(2))
+    Recording().observed([(layer, observations())])
+    assert held == ([0, 1, 2] if is_sharded else [0, 0, 0])
 
 
 @pytest.mark.parametrize(
@@ -29,7 +79,9 @@ def test_layers_and_all_of_them_together(family, prefix, make, layers, others):
         f"layer{place}": (scale * torch.arange(1, 20 + 30 * place) / 10).to(torch.tensor(scale).dtype)
         for place, scale in enumerate(layers)
     }
-    found = numbers("g", family, {name: (tensor, *others) for name, tensor in tensors.items()})
+    statistics = Statistics()
+    seen = {name: statistics.observe(family, tensor, *others) for name, tensor in tensors.items()}
+    found = statistics.by_tag({("g", family): seen})
     expected = {}
     for name, tensor in {**tensors, OVERALL: torch.cat(list(tensors.values()))}.items():
         metric = make()
@@ -41,15 +93,15 @@ def test_layers_and_all_of_them_together(family, prefix, make, layers, others):
 
 def test_every_unit_counts_once():
     """Of two units one is dormant, of six none: one of eight, where a mean of layers would say one of four."""
-    settings = {"small": {"units": 2}, "large": {"units": 6}}
-    found = numbers(
-        "activity",
-        "dormant_fraction",
-        {"small": (torch.tensor([[0.0, 1.0]]),), "large": (torch.ones(1, 6),)},
-        **settings,
-    )
+    statistics = Statistics()
+    activations = {"small": torch.tensor([[0.0, 1.0]]), "large": torch.ones(1, 6)}
+    metrics = {}
+    for name, each in activations.items():
+        metrics[name] = statistics.metric("dormant_fraction", name, torch.device("cpu"), units=each.shape[1])
+        metrics[name].update(each)
+    found = statistics.by_tag({("activity", "dormant_fraction"): metrics})
     values = {layer: found[f"bio/activity/dormant_fraction_tau_0/{layer}"] for layer in ("small", "large", OVERALL)}
     assert values == {"small": 0.5, "large": 0.0, OVERALL: 0.125}
     alone = DormantFraction(units=(2, 6))
-    alone.update(torch.tensor([[0.0, 1.0]]), torch.ones(1, 6))
+    alone.update(*activations.values())
     assert alone.compute()["tau_0"] == 0.125
