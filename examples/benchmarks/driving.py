@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import gc
 import itertools
+import os
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
 from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 import lightning.pytorch as pl
@@ -16,7 +18,7 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 
 from measure import timed
 from networks import Batch, Workload
@@ -146,12 +148,12 @@ class _EveryOther(pl.Callback):
 
 
 def watched_time(
-    workload: Workload, callbacks: Sequence[pl.Callback], watching: pl.Callback, *, stretch: int, pairs: int
+    workload: Workload, callbacks: Sequence[pl.Callback], watching: pl.Callback, *, stretch: int, pairs: int, bare: bool
 ) -> tuple[list[float], list[float]]:
     """Seconds per step in stretches of one run that a callback is out of, and in those between them; on the CPU.
 
     Stretches lie so close together that what slows a machine down for seconds hits both. The run logs to TensorBoard as
-    Lightning's defaults have it. Hooks that the callback put on model and optimizers stay there.
+    often as Lightning's defaults have it. Hooks that the callback put on model and optimizers stay there.
 
     Args:
         workload: What is trained.
@@ -159,14 +161,18 @@ def watched_time(
         watching: What is there in every other stretch.
         stretch: Steps.
         pairs: How many stretches with it; each is paired with the one before.
+        bare: Give one batch over and over again, and take from the Trainer what does not belong to a step; else samples
+            are drawn and collated one by one, and the Trainer shows its progress and writes a checkpoint at the end, as
+            its defaults have it.
     """
     torch.manual_seed(0)
     module = Task(workload.build(), _MOVING[workload.optimizer])
     switch = _EveryOther(watching, stretch)
     count = _WARM_UP + 2 * (pairs + 1) * stretch + 1  # the first pair does not count
-    with tempfile.TemporaryDirectory() as folder:
-        trainer = _trainer([*callbacks, switch, watching], count, "cpu", TensorBoardLogger(folder))
-        trainer.fit(module, _repeated(workload.batch, count))
+    batches = _repeated(workload.batch, count) if bare else _collated(workload.batch, count)
+    with tempfile.TemporaryDirectory() as folder, open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
+        trainer = _trainer([*callbacks, switch, watching], count, "cpu", TensorBoardLogger(folder), bare=bare)
+        trainer.fit(module, batches)
     _free(module)
     seconds = [(after - before) / stretch for before, after in itertools.pairwise(switch.starts)]
     return seconds[2::2], seconds[3::2]
@@ -186,7 +192,12 @@ def parameters_after(workload: Workload, callbacks: Sequence[pl.Callback], steps
 
 
 def _trainer(
-    callbacks: Sequence[pl.Callback], steps: int, accelerator: str, logger: Logger | Literal[False] = False
+    callbacks: Sequence[pl.Callback],
+    steps: int,
+    accelerator: str,
+    logger: Logger | Literal[False] = False,
+    *,
+    bare: bool = True,
 ) -> pl.Trainer:
     return pl.Trainer(
         accelerator=accelerator,
@@ -195,15 +206,21 @@ def _trainer(
         limit_train_batches=steps,
         callbacks=list(callbacks),
         logger=logger,
-        enable_checkpointing=False,
-        enable_model_summary=False,
-        enable_progress_bar=False,
+        enable_checkpointing=not bare,
+        enable_model_summary=not bare,
+        enable_progress_bar=not bare,
         precision="bf16-mixed" if accelerator == "gpu" else "32-true",
     )
 
 
 def _repeated(batch: Batch, count: int) -> DataLoader[Batch]:
     return DataLoader([batch] * count, batch_size=None)  # type: ignore[arg-type] # a list is a map-style dataset, too
+
+
+def _collated(batch: Batch, count: int) -> DataLoader[tuple[Tensor, ...]]:
+    samples = TensorDataset(*batch)
+    sampler = RandomSampler(samples, replacement=True, num_samples=count * len(samples))
+    return DataLoader(samples, batch_size=len(samples), sampler=sampler)
 
 
 def _free(module: pl.LightningModule) -> None:

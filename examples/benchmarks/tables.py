@@ -170,28 +170,37 @@ def monitor(setup: Setup) -> Table | None:
         return None
     workload, stretch, pairs = (mlp(hidden=256), 50, 2) if setup.quick else (mlp(), 100, 40)
     kernel = setup.kernels[-1]
-    sets: dict[str, Callable[[], Sequence[pl.Callback]]] = {
-        "preset default": lambda: bio_callbacks("default", ["bio_monitor.enabled=false"]),
-        f"everything, {kernel}": lambda: callbacks_for(kernel, ALL_MECHANISMS),
-    }
+
+    def default() -> Sequence[pl.Callback]:
+        return bio_callbacks("default", ["bio_monitor.enabled=false"])
+
+    def everything() -> Sequence[pl.Callback]:
+        return callbacks_for(kernel, ALL_MECHANISMS)
+
     rows: list[Sequence[str]] = []
-    for name, mechanisms in sets.items():
+    for name, mechanisms, bare in (
+        ("preset default", default, True),
+        ("preset default, in a usual run", default, False),
+        (f"everything, {kernel}", everything, True),
+    ):
         unwatched: list[float] = []
         watched: list[float] = []
         for _ in range(setup.rounds(3)):
             watching = BioMonitor(histogram_every_n_steps=2000)  # every 1000 of the steps in which it is there
-            runs = watched_time(workload, mechanisms(), watching, stretch=stretch, pairs=pairs)
+            runs = watched_time(workload, mechanisms(), watching, stretch=stretch, pairs=pairs, bare=bare)
             for seconds, more in zip((unwatched, watched), runs, strict=True):
                 seconds += more
         cost = sum(watched) / sum(unwatched)
         surprises = [seconds - cost * before for seconds, before in zip(watched, unwatched, strict=True)]
         error = statistics.stdev(surprises) / len(unwatched) ** 0.5 / statistics.mean(unwatched)
         times = (significant(1000 * statistics.mean(seconds)) for seconds in (unwatched, watched))
-        rows.append((name, *times, f"{cost:.3f}", f"{error:.3f}", "1.05" if name == "preset default" else ""))
+        rows.append((name, *times, f"{cost:.3f}", f"{error:.3f}", "1.05" if mechanisms is default else ""))
     columns = ("run", "ms per step", "watched", "over unwatched", "standard error", "asked: at most")
     note = (
         f"Means over stretches of {stretch} steps of runs on {workload.name}, with the monitor in every other stretch,"
-        " TensorBoard, and the defaults of Trainer and `BioMonitor`: logs and histograms included, no ranks."
+        " TensorBoard, and the defaults of `BioMonitor`: logs and histograms included, no ranks. A usual run draws and"
+        " collates samples one by one and has the Trainer's defaults; the others have one batch at hand and no progress"
+        " bar."
     )
     return Table("Monitor", columns, rows, note)
 

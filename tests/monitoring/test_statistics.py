@@ -105,3 +105,9 @@ def test_every_unit_counts_once():
     alone = DormantFraction(units=(2, 6))
     alone.update(*activations.values())
     assert alone.compute()["tau_0"] == 0.125
+
+
+def test_numbers_come_together_where_some_already_are():
+    """A row on the processor would wait for the device."""
+    numbers = [[1.0, torch.ones(())], [torch.ones((), device="meta"), 2]]
+    assert module._chained(numbers).device.type == "meta"
