@@ -63,7 +63,7 @@ def row(numbers: Sequence[Tensor | float], like: Tensor) -> Tensor:
 
 def pieces(tensor: Tensor) -> tuple[Tensor, ...]:
     """All elements, flat, in one piece or several."""
-    flat = whole(tensor.detach()).flatten()
+    flat = whole(tensor).detach().flatten()  # in this order, as torch detaches no DTensor in inference mode
     # a split into one takes as long as most sums of a small layer
     return torch.split(flat, _PIECE) if is_at_hand(flat) and flat.numel() > _PIECE else (flat,)
 

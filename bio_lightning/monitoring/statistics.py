@@ -13,7 +13,6 @@ from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_sum
 
 from bio_lightning.functional._layer import is_at_hand, row
-from bio_lightning.functional._shards import groups_of, whole
 from bio_lightning.metrics import (
     ActivationRank,
     CrystallizedFraction,
@@ -125,20 +124,16 @@ class Statistics:
         """What metrics see of some layers."""
         series: Series = {}
         for layer, observations in layers:
-            # parts of a layer become whole tensors one after the other, or all of them would fill the memory
-            turns = [observations] if not groups_of(layer.weight) else ([each] for each in observations)
-            for turn in turns:
-                shown = [(group, family, _whole(values)) for group, family, values in turn]
-                with torch.inference_mode():  # spares each operation a fifth; nothing is ever learned from these sums
-                    for group, family, values in shown:
-                        series.setdefault((group, family), {})[layer.name] = self._of(family).observe(*values)
+            shown = list(observations)  # out here, since mechanisms may keep what they make for it
+            with torch.inference_mode():  # spares each operation a fifth, and nothing is ever learned from these sums
+                for group, family, values in shown:
+                    series.setdefault((group, family), {})[layer.name] = self._of(family).observe(*values)
         return series
 
+    @torch.inference_mode()
     def observe(self, family: str, *values: Any) -> Seen:
         """What a metric sees of one layer."""
-        shown = _whole(values)
-        with torch.inference_mode():
-            return self._of(family).observe(*shown)
+        return self._of(family).observe(*values)
 
     def _of(self, family: str) -> SumsMetric:
         if family not in self._families:
@@ -194,11 +189,6 @@ class Statistics:
             for (key, name, _), part in zip(alike, parts, strict=True):
                 tables.setdefault(key, {})[name] = part
         return tables
-
-
-def _whole(values: Iterable[Any]) -> list[Any]:
-    """Not in inference mode, where torch puts no distributed tensor together."""
-    return [whole(value) if isinstance(value, Tensor) else value for value in values]
 
 
 def _chained(parts: Sequence[Sequence[Tensor | float] | Tensor]) -> Tensor:

@@ -22,6 +22,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.loggers.logger import DummyLogger, Logger
 from lightning.pytorch.strategies import DDPStrategy
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader
 
@@ -590,12 +591,20 @@ def test_docstring_lists_every_statistic():
 # ---- two processes ---------------------------------------------------------------------------------------------------
 
 
+class WithSpareLayer(MLP):
+    """One of its layers is never run, so that it has weights and no activity."""
+
+    def __init__(self, optimizer: str = "sgd") -> None:
+        super().__init__(optimizer)
+        self.spare = nn.Linear(6, 5)
+
+
 def train_one_of_two_processes(rank: int, port: int, path: str) -> None:
     os.environ.update(
         MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), WORLD_SIZE="2", NODE_RANK="0", LOCAL_RANK=str(rank)
     )
     torch.set_num_threads(1)
-    impatient = DDPStrategy(timeout=datetime.timedelta(seconds=60))
+    impatient = DDPStrategy(timeout=datetime.timedelta(seconds=60), find_unused_parameters=True)
     torch.save(monitored(path, rank, 2, strategy=impatient, devices=2), f"{path}/{rank}.pt")
 
 
@@ -607,7 +616,7 @@ def monitored(path, first=0, ranks=1, **arguments):
     callbacks.append(BioMonitor(alerts=False, rank_every_n_steps=4, histogram_every_n_steps=4))
     loggers = {"logger": [recorder, board], "log_every_n_steps": 2, "use_distributed_sampler": False, "max_epochs": 1}
     trainer = make_trainer(callbacks, **loggers, **arguments)
-    model = make_model("MLP")
+    model = make_model(WithSpareLayer)
     trainer.fit(model, DataLoader(model.batches(8)[first::ranks], batch_size=None))
     if not trainer.is_global_zero:
         return {"rows": recorder.bio}
@@ -628,6 +637,9 @@ def test_two_processes_log_what_one_logs_of_all_their_batches(tmp_path):
     assert one["rows"] == []
     alone = monitored(tmp_path / "alone", accumulate_grad_batches=2)
     assert [step for step, _ in zero["rows"]] == [step for step, _ in alone["rows"]] == [1, 3]
+    spare = {tag.split("/")[1] for tag in alone["rows"][0][1] if tag.endswith("/spare.weight")}
+    assert "weights" in spare
+    assert "activity" not in spare
     for (_, together), (_, expected) in zip(zero["rows"], alone["rows"], strict=True):
         assert together == pytest.approx(expected, rel=1e-4, abs=1e-6)
     assert zero["histograms"].keys() == alone["histograms"].keys()

@@ -1,7 +1,6 @@
 """Numbers by tag: of each layer what its metric says alone, overall what one metric of all layers would say."""
 
 from functools import partial
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -44,27 +43,6 @@ def test_each_layer_and_all_together_say_what_one_metric_would(monkeypatch, name
             expected |= {f"bio/{group}/{key}/{layer}": number.item() for key, number in computed(metric).items()}
     for _ in range(2):  # nothing is left of what was computed before
         assert statistics.by_tag(series) == pytest.approx(expected, rel=1e-12)
-
-
-@pytest.mark.parametrize("is_sharded", [False, True])
-def test_parts_of_a_layer_become_whole_one_after_the_other(monkeypatch, is_sharded):
-    monkeypatch.setattr(module, "groups_of", lambda weight: ["a group"] * is_sharded)
-    held = []  # observations made so far, whenever another is asked for
-    observed = []
-
-    def observations():
-        for _ in range(3):
-            held.append(len(observed))
-            yield "g", "firing_rate_mean", (torch.ones(2),)
-
-    class Recording(Statistics):
-        def _of(self, family):
-            observed.append(family)
-            return super()._of(family)
-
-    layer = SimpleNamespace(name="layer", weight=torch.ones(2))
-    Recording().observed([(layer, observations())])
-    assert held == ([0, 1, 2] if is_sharded else [0, 0, 0])
 
 
 @pytest.mark.parametrize(
