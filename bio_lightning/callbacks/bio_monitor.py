@@ -237,13 +237,13 @@ class BioMonitor(BioCallback):
     def _chosen(self, activity: Series, probes: Probes) -> Iterable[Series]:
         """The series that are due."""
         if self._due["ranks"]:
-            yield {key: metrics for key, metrics in activity.items() if key[1] == "input_rank"}
+            yield {key: layers for key, layers in activity.items() if key[1] == "input_rank"}
             matrices = [layer for layer in self._layers if layer.weight.ndim > 1]
-            yield self._statistics.observed((layer, ranks_of(layer)) for layer in matrices)
+            yield self._statistics.series((layer, ranks_of(layer)) for layer in matrices)
         if self._due["numbers"]:
-            yield {key: metrics for key, metrics in activity.items() if key[1] != "input_rank"}
+            yield {key: layers for key, layers in activity.items() if key[1] != "input_rank"}
             yield probes.moves()
-            yield self._statistics.observed((layer, observed(self.session, layer)) for layer in self._layers)
+            yield self._statistics.series((layer, observed(self.session, layer)) for layer in self._layers)
 
     # ---- figures ----------------------------------------------------------------------------------------------------
 

@@ -45,12 +45,11 @@ def sketch(values: Tensor) -> Tensor:
     References:
         Masson et al., DDSketch: a fast and fully-mergeable quantile sketch with relative-error guarantees, VLDB, 2019.
     """
-    before = _SMALLEST - 1  # bins of numbers that count as 0; to shift all numbers by them takes longer
-    counts = torch.zeros(before + BINS, dtype=torch.int64, device=values.device)
+    counts = torch.zeros(BINS, dtype=torch.int64, device=values.device)
     for piece in pieces(values):
         bits = piece.to(torch.float32).view(torch.int32)  # those of a negative number are negative
-        counts += torch.bincount((bits >> _LOWER).clamp_(before, before + BINS - 1), minlength=before + BINS)
-    return counts[before:]
+        counts += torch.bincount((bits >> _LOWER).sub_(_SMALLEST - 1).clamp_(0, BINS - 1), minlength=BINS)
+    return counts
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_max
 
-from bio_lightning.functional._layer import row
+from bio_lightning.functional._layer import one_elsewhere, row
 
 __all__ = ["Seen", "SumsMetric"]
 
@@ -19,7 +19,7 @@ Seen = dict[str, "Sequence[Tensor | float] | Tensor"]
 
 
 class SumsMetric(Metric):
-    """Keeps sums in one state, float64, whose name no other metric has.
+    """Keeps sums in one state, float64, whose name no other metric has; subclasses may keep more beside it.
 
     A :class:`torchmetrics.MetricCollection` takes metrics for one whose states agree in name and, after the first
     update, in value. So the name tells class and settings.
@@ -55,6 +55,7 @@ class SumsMetric(Metric):
         """Add what was observed."""
         for name, numbers in seen.items():
             state = cast("Tensor", vars(self)[name])
-            more = numbers if isinstance(numbers, Tensor) else row(numbers, like=state)
+            # on another device than the state they stay there, and torch says so
+            more = numbers if isinstance(numbers, Tensor) else row(numbers, like=one_elsewhere(numbers, state))
             merge = torch.maximum if self._reductions[name] is dim_zero_max else torch.add
             setattr(self, name, merge(state, more))

@@ -125,10 +125,12 @@ class Probes:
             if share is None and not over_ranks:
                 continue
             device, units = layer.weight.device, {"units": layer.postsynaptic_neurons}
-            rates[name] = cast("FiringRate", self._statistics.metric("firing_rate_mean", name, device))
-            dormant[name] = cast("DormantFraction", self._statistics.metric("dormant_fraction", name, device, **units))
+            rates[name] = cast("FiringRate", self._statistics.layer_metric("firing_rate_mean", name, device))
+            dormant[name] = cast(
+                "DormantFraction", self._statistics.layer_metric("dormant_fraction", name, device, **units)
+            )
             if share is not None:
-                with torch.inference_mode():
+                with torch.inference_mode():  # without what torchmetrics wraps around an update, see Statistics
                     FiringRate.update(rates[name], share)
                     # by its rate a unit is as dormant as by its activation
                     DormantFraction.update(dormant[name], share.unsqueeze(0))
@@ -144,7 +146,7 @@ class Probes:
             (ACTIVITY, "dormant_fraction"): {name: dormant[name] for name in rates},
             (ACTIVITY, "input_rank"): {name: inputs[name] for name in rates if name in shown},
         }
-        return {key: metrics for key, metrics in series.items() if metrics}
+        return {key: layers for key, layers in series.items() if layers}
 
     def remove(self) -> None:
         """Leave no hook behind."""

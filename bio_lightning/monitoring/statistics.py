@@ -12,7 +12,7 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_sum
 
-from bio_lightning.functional._layer import is_at_hand, row
+from bio_lightning.functional._layer import one_elsewhere, row
 from bio_lightning.metrics import (
     ActivationRank,
     CrystallizedFraction,
@@ -87,13 +87,13 @@ FAMILIES: dict[str, Family] = {
     "gradient_ratio": Family(GradientRatio, "gradient_ratio"),
 }
 
-#: Mechanism or group, family, and arguments of the metric's ``update``.
+#: Mechanism or group, family, and what its metric, a :class:`SumsMetric`, is given to ``observe``.
 Observation = tuple[str, str, tuple[Any, ...]]
 
 #: What metrics saw of each layer, by mechanism (or group) and family; the metrics themselves where these do not add up.
 Series = dict[tuple[str, str], dict[str, "Seen | Metric"]]
 
-_HERE = torch.empty(0, device="cpu")
+_AT_HAND = torch.empty(0, device="cpu")
 
 
 class Statistics:
@@ -108,7 +108,7 @@ class Statistics:
         self._kept: dict[tuple[object, ...], tuple[Metric, dict[str, Tensor]]] = {}
         self._families: dict[str, SumsMetric] = {}
 
-    def metric(self, family: str, layer: str, device: torch.device, **settings: Any) -> Metric:
+    def layer_metric(self, family: str, layer: str, device: torch.device, **settings: Any) -> Metric:
         """An empty metric of one layer, where its sums have to be added up over ranks."""
         key = (family, layer, device)
         if key not in self._kept:
@@ -120,22 +120,21 @@ class Statistics:
         return metric
 
     @torch.no_grad()
-    def observed(self, layers: Iterable[tuple[Synapses, Iterable[Observation]]]) -> Series:
+    def series(self, layers: Iterable[tuple[Synapses, Iterable[Observation]]]) -> Series:
         """What metrics see of some layers."""
         series: Series = {}
         for layer, observations in layers:
-            shown = list(observations)  # out here, since mechanisms may keep what they make for it
-            with torch.inference_mode():  # spares each operation a fifth, and nothing is ever learned from these sums
-                for group, family, values in shown:
-                    series.setdefault((group, family), {})[layer.name] = self._of(family).observe(*values)
+            for group, family, values in observations:
+                series.setdefault((group, family), {})[layer.name] = self.observe(family, *values)
         return series
 
-    @torch.inference_mode()
+    @torch.inference_mode()  # spares each operation a fifth, and nothing is ever learned from what is seen
     def observe(self, family: str, *values: Any) -> Seen:
         """What a metric sees of one layer."""
-        return self._of(family).observe(*values)
+        return self._metric(family).observe(*values)
 
-    def _of(self, family: str) -> SumsMetric:
+    def _metric(self, family: str) -> SumsMetric:
+        """The one that sees and computes for all layers, whatever it was given before."""
         if family not in self._families:
             self._families[family] = cast("SumsMetric", FAMILIES[family].metric(sync_on_compute=False))
         return self._families[family]
@@ -148,7 +147,7 @@ class Statistics:
         found: list[Tensor] = []
         for (group, family), layers in series.items():
             if (group, family) in tables:
-                metric = self._of(family)
+                metric = self._metric(family)
                 vars(metric).update(tables[group, family])
                 computed = _computed(metric)
             else:
@@ -174,30 +173,41 @@ class Statistics:
         put them together one by one takes longer than what is computed from them.
         """
         columns: dict[tuple[Any, ...], list[tuple[tuple[str, str], str, list[Any]]]] = {}
+        places: dict[tuple[Any, ...], Tensor] = {}
         for key, layers in series.items():
-            seen = [each for each in layers.values() if not isinstance(each, Metric)]
-            for name in seen[0] if seen else ():
-                numbers = [each[name] for each in seen]
-                kind = self._of(key[1])._reductions[name], isinstance(numbers[0], Tensor), len(numbers)
+            seen = list(layers.values())
+            if isinstance(seen[0], Metric):
+                continue
+            place = _place(cast("list[Seen]", seen))
+            for name in seen[0]:
+                numbers = [cast("Seen", each)[name] for each in seen]
+                reduction = self._metric(key[1])._reductions[name]
+                kind: tuple[Any, ...] = reduction, isinstance(numbers[0], Tensor), len(numbers), place.device
                 columns.setdefault(kind, []).append((key, name, numbers))
+                places[kind] = place
         tables: dict[tuple[str, str], dict[str, Tensor]] = {}
-        for (reduction, *_), alike in columns.items():
+        for kind, alike in columns.items():
             by_layer = zip(*(numbers for *_, numbers in alike), strict=True)
-            rows = torch.stack(_on_one_device([_chained(numbers) for numbers in by_layer]))
-            table = torch.cat([rows, reduction(rows).unsqueeze(0)])
+            rows = torch.stack([_chained(numbers, places[kind]) for numbers in by_layer])
+            table = torch.cat([rows, kind[0](rows).unsqueeze(0)])
             parts = torch.split(table, [len(numbers[0]) for *_, numbers in alike], dim=1)
             for (key, name, _), part in zip(alike, parts, strict=True):
                 tables.setdefault(key, {})[name] = part
         return tables
 
 
-def _chained(parts: Sequence[Sequence[Tensor | float] | Tensor]) -> Tensor:
-    """All numbers in one row, float64 save for counts; on the device, where some are on one."""
+def _place(seen: Iterable[Seen]) -> Tensor:
+    """A tensor where all numbers of a family come together."""
+    states = [state for each in seen for state in each.values()]
+    numbers = [number for state in states for number in ((state,) if isinstance(state, Tensor) else state)]
+    return one_elsewhere(numbers, default=_AT_HAND)
+
+
+def _chained(parts: Sequence[Sequence[Tensor | float] | Tensor], like: Tensor) -> Tensor:
+    """Numbers, or states, in one row on the device of a tensor."""
     if isinstance(parts[0], Tensor):
-        return torch.cat(_on_one_device(cast("Sequence[Tensor]", parts)))
-    numbers = [number for part in parts for number in part]
-    elsewhere = (number for number in numbers if isinstance(number, Tensor) and not is_at_hand(number))
-    return row(numbers, like=next(elsewhere, _HERE))
+        return torch.cat([cast("Tensor", part).to(like.device) for part in parts])
+    return row([number for part in parts for number in part], like=like)
 
 
 def _averaged(metrics: Sequence[Metric]) -> dict[str, Tensor]:
@@ -245,6 +255,6 @@ def joined(parts: Iterable[Series]) -> Series:
     """One table of all."""
     series: Series = {}
     for part in parts:
-        for key, metrics in part.items():
-            series.setdefault(key, {}).update(metrics)
+        for key, layers in part.items():
+            series.setdefault(key, {}).update(layers)
     return series

@@ -252,3 +252,17 @@ def test_quantiles_are_not_kept_unless_asked_for():
     for quantiles in ((1.5,), (0.5, -0.1)):
         with pytest.raises(ValueError, match="quantiles: got "):
             MultiplierSpread(quantiles=quantiles)
+
+
+def test_layers_may_have_their_own_limit():
+    crystallized = CrystallizedFraction(below=0.5)
+    crystallized.update(torch.tensor([0.1, 0.3, 0.9]), below=0.2)
+    crystallized.update(torch.tensor([0.4, 0.6]))
+    assert crystallized.compute() == 2 / 5
+
+
+@pytest.mark.parametrize("metric", [ExcitationInhibition(), MultiplierSpread(), CrystallizedFraction()])
+def test_tensors_of_another_device_are_refused(metric):
+    """To fetch them would be to wait for the device, unseen, at every update."""
+    with pytest.raises(RuntimeError, match="device"):
+        metric.update(torch.ones(3, device="meta"))

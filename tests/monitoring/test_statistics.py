@@ -9,7 +9,6 @@ from torch import Tensor
 from bio_lightning import metrics
 from bio_lightning.metrics import DormantFraction, MultiplierSpread, SynapseSurvival
 from bio_lightning.metrics._sums import SumsMetric
-from bio_lightning.monitoring import statistics as module
 from bio_lightning.monitoring.statistics import FAMILIES, OVERALL, Family, Statistics
 from tests.checks import as_on_a_device
 from tests.metrics.cases import CASES, draws, make
@@ -75,7 +74,7 @@ def test_every_unit_counts_once():
     activations = {"small": torch.tensor([[0.0, 1.0]]), "large": torch.ones(1, 6)}
     metrics = {}
     for name, each in activations.items():
-        metrics[name] = statistics.metric("dormant_fraction", name, torch.device("cpu"), units=each.shape[1])
+        metrics[name] = statistics.layer_metric("dormant_fraction", name, torch.device("cpu"), units=each.shape[1])
         metrics[name].update(each)
     found = statistics.by_tag({("activity", "dormant_fraction"): metrics})
     values = {layer: found[f"bio/activity/dormant_fraction_tau_0/{layer}"] for layer in ("small", "large", OVERALL)}
@@ -85,7 +84,26 @@ def test_every_unit_counts_once():
     assert alone.compute()["tau_0"] == 0.125
 
 
-def test_numbers_come_together_where_some_already_are():
-    """A row on the processor would wait for the device."""
-    numbers = [[1.0, torch.ones(())], [torch.ones((), device="meta"), 2]]
-    assert module._chained(numbers).device.type == "meta"
+def on_device(*numbers):
+    """Numbers on a device whose values nobody can look at."""
+    return [torch.tensor(float(number), device="meta") for number in numbers]
+
+
+@pytest.mark.parametrize("order", [("here", "there"), ("there", "here")])
+def test_numbers_come_together_where_some_already_are(order):
+    """All states of a family, be they numbers or tensors; and of another family with as many layers elsewhere."""
+    statistics = Statistics()
+    state = MultiplierSpread()._state
+    seen = {
+        "here": {state: [1.0, 2.0, 3.0], "extremes": [-torch.inf, -torch.inf], "bins": torch.ones(7)},
+        "there": {state: on_device(1, 2, 3), "extremes": [-1.0, 2.0], "bins": torch.ones(7)},
+    }
+    tables = statistics._tables(
+        {
+            ("there", "plasticity"): {name: seen[name] for name in order},
+            ("here", "plasticity"): {"a": seen["here"], "b": seen["here"]},
+        }
+    )
+    assert {table.device.type for table in tables["there", "plasticity"].values()} == {"meta"}
+    assert {table.device.type for table in tables["here", "plasticity"].values()} == {"cpu"}
+    assert tables["here", "plasticity"][state][-1].tolist() == [2.0, 4.0, 6.0]
