@@ -121,7 +121,7 @@ class BioMonitor(BioCallback):
         if self.figure_every_n_epochs is not None:
             require_matplotlib("figure_every_n_epochs", self.figure_every_n_epochs)
         self._layers: list[Synapses] = []
-        self._statistics = Statistics()
+        self._statistics = Statistics([])
         self._probes: Probes | None = None
         self._alerts: Alerts | None = None
         self._turnover: dict[str, list[tuple[int, float]]] = {}
@@ -149,7 +149,7 @@ class BioMonitor(BioCallback):
         super().on_fit_start(trainer, pl_module)
         self._layers, _ = select(self.session.synapses, self.include, self.exclude, owner=self.name)
         self._is_sharded = any(groups_of(layer.weight) for layer in self._layers)
-        self._statistics = Statistics()
+        self._statistics = Statistics(self._layers)
         self._alerts = Alerts(self.session, self.alert_share, self.alert_patience) if self.alerts else None
         self._turnover.clear()
         self._due.update(dict.fromkeys(self._due, False))

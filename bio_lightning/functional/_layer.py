@@ -5,7 +5,7 @@ Where several processes hold it together, see :func:`~bio_lightning.functional._
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -19,7 +19,6 @@ __all__ = [
     "is_at_hand",
     "mean",
     "mean_abs",
-    "one_elsewhere",
     "pieces",
     "ratio",
     "row",
@@ -38,11 +37,6 @@ def computing_dtype(tensor: Tensor) -> torch.dtype:
 def is_at_hand(tensor: Tensor) -> bool:
     """Whether a value can be looked at without waiting for a device."""
     return tensor.is_cpu
-
-
-def one_elsewhere(numbers: Iterable[object], default: Tensor) -> Tensor:
-    """Of numbers the first that lies on a device, where its like should come to it; else a default."""
-    return next((each for each in numbers if isinstance(each, Tensor) and not is_at_hand(each)), default)
 
 
 def total(x: Tensor) -> Tensor:

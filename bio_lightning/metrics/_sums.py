@@ -10,7 +10,7 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_max
 
-from bio_lightning.functional._layer import one_elsewhere, row
+from bio_lightning.functional._layer import is_at_hand, row
 
 __all__ = ["Seen", "SumsMetric"]
 
@@ -55,7 +55,9 @@ class SumsMetric(Metric):
         """Add what was observed."""
         for name, numbers in seen.items():
             state = cast("Tensor", vars(self)[name])
-            # on another device than the state they stay there, and torch says so
-            more = numbers if isinstance(numbers, Tensor) else row(numbers, like=one_elsewhere(numbers, state))
+            more = numbers
+            if not isinstance(more, Tensor):  # those on another device than the state stay there, and torch says so
+                elsewhere = (each for each in more if isinstance(each, Tensor) and not is_at_hand(each))
+                more = row(more, like=next(elsewhere, state))
             merge = torch.maximum if self._reductions[name] is dim_zero_max else torch.add
             setattr(self, name, merge(state, more))

@@ -124,11 +124,9 @@ class Probes:
             share = _share(counted(counters, layer, "rate"))
             if share is None and not over_ranks:
                 continue
-            device, units = layer.weight.device, {"units": layer.postsynaptic_neurons}
-            rates[name] = cast("FiringRate", self._statistics.layer_metric("firing_rate_mean", name, device))
-            dormant[name] = cast(
-                "DormantFraction", self._statistics.layer_metric("dormant_fraction", name, device, **units)
-            )
+            units = {"units": layer.postsynaptic_neurons}
+            rates[name] = cast("FiringRate", self._statistics.layer_metric("firing_rate_mean", name))
+            dormant[name] = cast("DormantFraction", self._statistics.layer_metric("dormant_fraction", name, **units))
             if share is not None:
                 with torch.inference_mode():  # without what torchmetrics wraps around an update, see Statistics
                     FiringRate.update(rates[name], share)
