@@ -13,18 +13,7 @@ from torch import Tensor
 
 from bio_lightning.functional._shards import add_up_all, whole
 
-__all__ = [
-    "add_pieces",
-    "computing_dtype",
-    "is_at_hand",
-    "mean",
-    "mean_abs",
-    "pieces",
-    "ratio",
-    "row",
-    "std",
-    "total",
-]
+__all__ = ["add_pieces", "computing_dtype", "is_at_hand", "mean", "mean_abs", "pieces", "ratio", "row", "std", "total"]
 
 _PIECE = 1 << 18
 

@@ -93,9 +93,18 @@ Observation = tuple[str, str, tuple[Any, ...]]
 #: What metrics saw of each layer, by mechanism (or group) and family; the metrics themselves where these do not add up.
 Series = dict[tuple[str, str], dict[str, "Seen | Metric"]]
 
-#: Of a layer with no more weights all observations are looked at together, which takes a tenth less of a log; those of
-#: a larger one would fill the memory.
+#: Of a layer with no more weights all observations are looked at together, which spares tiny layers a tenth of a log;
+#: those of a larger one would fill the memory.
 _LARGE = 1 << 20
+
+
+class _Column(NamedTuple):
+    """What one state of a family gets from every layer, and a tensor where it lies."""
+
+    key: tuple[str, str]
+    state: str
+    numbers: list[Sequence[Tensor | float] | Tensor]
+    place: Tensor
 
 
 class Statistics:
@@ -182,25 +191,24 @@ class Statistics:
         One call then computes of all layers what it would of one. States of all families lie in few tables, since to
         put them together one by one takes longer than what is computed from them.
         """
-        columns: dict[tuple[Any, ...], tuple[Tensor, list[tuple[tuple[str, str], str, list[Any]]]]] = {}
+        columns: dict[tuple[Any, ...], list[_Column]] = {}
         for key, layers in series.items():
             names, seen = list(layers), list(layers.values())
             if isinstance(seen[0], Metric):
                 continue
-            place: Tensor = self._layers[names[0]].weight
-            for name in seen[0]:
-                numbers = [cast("Seen", each)[name] for each in seen]
-                reduction = self._metric(key[1])._reductions[name]
-                kind = reduction, isinstance(numbers[0], Tensor), len(numbers), place.device
-                columns.setdefault(kind, (place, []))[1].append((key, name, numbers))
+            place = self._layers[names[0]].weight
+            for state in seen[0]:
+                numbers = [cast("Seen", each)[state] for each in seen]
+                kind = self._metric(key[1])._reductions[state], isinstance(numbers[0], Tensor), len(seen), place.device
+                columns.setdefault(kind, []).append(_Column(key, state, numbers, place))
         tables: dict[tuple[str, str], dict[str, Tensor]] = {}
-        for (reduction, *_), (place, alike) in columns.items():
-            by_layer = zip(*(numbers for *_, numbers in alike), strict=True)
-            rows = torch.stack([_chained(numbers, place) for numbers in by_layer])
+        for (reduction, *_), alike in columns.items():
+            by_layer = zip(*(column.numbers for column in alike), strict=True)
+            rows = torch.stack([_chained(numbers, alike[0].place) for numbers in by_layer])
             table = torch.cat([rows, reduction(rows).unsqueeze(0)])
-            parts = torch.split(table, [len(numbers[0]) for *_, numbers in alike], dim=1)
-            for (key, name, _), part in zip(alike, parts, strict=True):
-                tables.setdefault(key, {})[name] = part
+            parts = torch.split(table, [len(column.numbers[0]) for column in alike], dim=1)
+            for column, part in zip(alike, parts, strict=True):
+                tables.setdefault(column.key, {})[column.state] = part
         return tables
 
 
