@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["both", "choose", "count", "either", "greater", "less"]
+__all__ = ["both", "choose", "count", "either", "greater", "less", "surplus"]
 
 
 def less(x: Tensor, y: Tensor | float) -> Tensor:
@@ -40,6 +40,18 @@ def choose(mask: Tensor, x: Tensor, y: Tensor) -> Tensor:
 
 
 def count(mask: Tensor) -> Tensor:
-    """How many there are, 0-dim; as numbers they add up several times as fast as bools."""
-    exact = mask.dtype in (torch.float32, torch.float64, torch.int32) and mask.numel() < 1 << 24
-    return mask.sum(dtype=mask.dtype if exact else torch.float64)
+    """How many are not 0, 0-dim, of zeros and ones of either sign; floats are counted faster than bools."""
+    if not _adds_up(mask):
+        return torch.count_nonzero(mask)
+    flat = mask.flatten()
+    return torch.dot(flat, flat)  # three quarters of a sum's time
+
+
+def surplus(signs: Tensor) -> Tensor:
+    """How many more are 1 than -1, 0-dim, of zeros and ones of either sign."""
+    return signs.sum(dtype=signs.dtype if _adds_up(signs) else torch.float64)
+
+
+def _adds_up(mask: Tensor) -> bool:
+    """Whether the elements' own type has every whole number that a sum of them can reach."""
+    return mask.dtype in (torch.float32, torch.float64) and mask.numel() < 1 << 24

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bio_lightning.functional._layer import add_pieces, ratio
-from bio_lightning.functional._masks import count, greater, less
+from bio_lightning.functional._layer import add_pieces, computing_dtype, ratio
+from bio_lightning.functional._masks import count, surplus
 from bio_lightning.metrics._sums import Seen, SumsMetric
 
 __all__ = ["ExcitationInhibition"]
@@ -60,18 +60,19 @@ class ExcitationInhibition(SumsMetric):
 
     def compute(self) -> dict[str, Tensor]:
         """The four numbers over all synapses so far."""
-        synapses, difference, total, excitatory, inhibitory = self.sums.unbind(-1)
-        share = ratio(excitatory, excitatory + inhibitory, at_zero=0.0)
+        synapses, difference, total, more_excitatory, signed = self.sums.unbind(-1)
+        share = ratio(0.5 * (signed + more_excitatory), signed, at_zero=0.0)
         return {
             # where all have one sign, the one sum is exactly as far from 0 as the other
-            "excitation": ratio((total + difference) / 2, synapses, at_zero=0.0),
-            "inhibition": ratio((total - difference) / 2, synapses, at_zero=0.0),
+            "excitation": ratio(0.5 * (total + difference), synapses, at_zero=0.0),
+            "inhibition": ratio(0.5 * (total - difference), synapses, at_zero=0.0),
             "balance": ratio(difference, total, at_zero=0.0),
             "excitatory_fraction": torch.where(total.isnan(), total, share),  # NaN has no sign
         }
 
 
 def _sums(weight: Tensor) -> tuple[Tensor | int, ...]:
-    """How many synapses, sums of weights and of their sizes, and how many excite and inhibit."""
-    signed = weight.to(torch.float64, copy=True)
-    return weight.numel(), signed.sum(), signed.abs_().sum(), count(greater(weight, 0)), count(less(weight, 0))
+    """How many synapses, sums of weights and of their sizes, by how many more excite, and how many do either."""
+    wide = weight.to(torch.float64, copy=True)
+    signs = weight.to(computing_dtype(weight)).sign()
+    return weight.numel(), wide.sum(), wide.abs_().sum(), surplus(signs), count(signs)
