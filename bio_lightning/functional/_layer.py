@@ -61,11 +61,11 @@ def row(numbers: Sequence[Tensor | float], like: Tensor) -> Tensor:
     return torch.stack([n.to(**wide) if isinstance(n, Tensor) else torch.full((), n, **wide) for n in numbers])
 
 
-def pieces(tensor: Tensor) -> tuple[Tensor, ...]:
-    """All elements, flat, in one piece or several."""
+def pieces(tensor: Tensor, size: int = _PIECE) -> tuple[Tensor, ...]:
+    """All elements, flat, in one piece or, on a processor, in several of at most some size."""
     flat = whole(tensor).detach().flatten()  # in this order, as torch detaches no DTensor in inference mode
     # a split into one takes as long as most sums of a small layer
-    return torch.split(flat, _PIECE) if is_at_hand(flat) and flat.numel() > _PIECE else (flat,)
+    return torch.split(flat, size) if is_at_hand(flat) and flat.numel() > size else (flat,)
 
 
 def mean(x: Tensor) -> Tensor:
@@ -93,4 +93,4 @@ def std(x: Tensor) -> Tensor:
 
 def ratio(numerator: Tensor, denominator: Tensor, at_zero: float) -> Tensor:
     """``numerator / denominator``, and ``at_zero`` where the denominator is 0: no 0/0 without a chosen meaning."""
-    return (numerator / denominator).masked_fill(denominator == 0, at_zero)
+    return (numerator / denominator).masked_fill(denominator.logical_not(), at_zero)

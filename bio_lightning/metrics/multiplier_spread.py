@@ -23,7 +23,7 @@ class MultiplierSpread(SumsMetric):
 
     Every synapse counts once: updates with several layers give what one update with all of them would give. The
     standard deviation is the population's. Sums are taken in float64, of the distance to the neutral multiplier 1, so
-    that a narrow spread around 1 is not lost in rounding. A quantile is within 0.5 % of a multiplier that was there; it
+    that a narrow spread around 1 is not lost in rounding. A quantile is within 0.4 % of a multiplier that was there; it
     comes from counts in about 5,000 bins, each less than 1 % wide; their number does not grow with that of synapses.
 
     Args:
@@ -86,26 +86,23 @@ class MultiplierSpread(SumsMetric):
         offset, square = ratio(self.sums[..., 1:], self.sums[..., :1], at_zero=0.0).unbind(-1)
         variance = square - offset.square()
         negated, highest = self.extremes.unbind(-1)
-        lowest = -negated
-        empty = self.sums[..., 0] == 0
-        quantiles = {
-            f"quantile_{probability:g}": quantile.masked_fill_(empty, 1)
-            for probability, quantile in zip(self.quantiles, self._quantiles(lowest, highest), strict=True)
-        }
+        empty = self.sums[..., 0] == 0.0
+        lowest, highest = (-negated).masked_fill(empty, 1.0), highest.masked_fill(empty, 1.0)
         return {
-            "mean": 1 + offset,
-            "std": variance.clamp(min=0).sqrt(),
-            "min": lowest.masked_fill(empty, 1),
-            "max": highest.masked_fill(empty, 1),
-            **quantiles,
+            "mean": 1.0 + offset,
+            "std": variance.clamp(min=0.0).sqrt(),
+            "min": lowest,
+            "max": highest,
+            **self._quantiles(lowest, highest),
         }
 
-    def _quantiles(self, lowest: Tensor, highest: Tensor) -> tuple[Tensor, ...]:
+    def _quantiles(self, lowest: Tensor, highest: Tensor) -> dict[str, Tensor]:
         """What the bins say, within what is known to be there: so constant multipliers have exact quantiles."""
         if not self.quantiles:
-            return ()
-        estimates = sketched_quantiles(self.bins, self.quantiles).unbind(-1)
-        return tuple(torch.minimum(torch.maximum(each, lowest), highest) for each in estimates)
+            return {}
+        estimates = sketched_quantiles(self.bins, self.quantiles)
+        quantiles = estimates.clamp(lowest.unsqueeze(-1), highest.unsqueeze(-1)).unbind(-1)
+        return {f"quantile_{each:g}": quantile for each, quantile in zip(self.quantiles, quantiles, strict=True)}
 
 
 def _extremes(multiplier: Tensor) -> tuple[Tensor | float, ...]:
@@ -118,5 +115,5 @@ def _extremes(multiplier: Tensor) -> tuple[Tensor | float, ...]:
 
 def _sums(multiplier: Tensor) -> tuple[Tensor | int, ...]:
     """How many there are, sums of how far they are from neutral, and of the squares."""
-    distance = multiplier.to(torch.float64, copy=True).sub_(1)
+    distance = multiplier.to(torch.float64, copy=True).sub_(1.0)
     return distance.numel(), distance.sum(), torch.dot(distance, distance)

@@ -12,6 +12,7 @@ import scipy.stats
 import torch
 
 from bio_lightning import metrics
+from bio_lightning.functional._sketch import ACCURACY
 
 
 def spread(multipliers):
@@ -163,7 +164,7 @@ CASES: dict[str, Case] = {
         settings={"quantiles": (0.0, 0.05, 0.5, 0.95, 1.0)},
         draw=lambda rng: (tensor(rng.lognormal(0, 0.4, size=(rng.integers(1, 9), 7, 3)).clip(0, 2)),),
         reference=spread_and_quantiles,
-        tolerance=0.005 * 2,
+        tolerance=ACCURACY * 2,
         example=(
             (torch.full((2, 3), 0.75),),
             {"mean": 0.75, "std": 0.0, "min": 0.75, "max": 0.75}

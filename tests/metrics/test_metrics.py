@@ -8,6 +8,7 @@ import torch
 from torchmetrics import MetricCollection
 
 from bio_lightning import metrics
+from bio_lightning.functional._sketch import ACCURACY
 from bio_lightning.metrics import (
     CrystallizedFraction,
     ExcitationInhibition,
@@ -236,7 +237,15 @@ def test_quantiles_of_a_narrow_spread():
     computed = metric.compute()
     for probability in (0.05, 0.5, 0.95):
         exact = np.quantile(multiplier, probability, method="lower")
-        assert abs(computed[f"quantile_{probability}"].item() / exact - 1) <= 0.005
+        assert abs(computed[f"quantile_{probability}"].item() / exact - 1) <= ACCURACY
+
+
+def test_what_is_computed_of_nothing_is_not_kept():
+    metric = MultiplierSpread(sync_on_compute=False)
+    MultiplierSpread.compute(metric)  # without torchmetrics' warning
+    metric.update(torch.tensor([0.25, 0.5]))
+    computed = metric.compute()
+    assert (computed["min"], computed["max"]) == (0.25, 0.5)
 
 
 def test_quantiles_stay_between_the_ends():
