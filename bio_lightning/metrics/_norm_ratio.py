@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bio_lightning.metrics._sums import SumsMetric
+from bio_lightning.metrics._sums import Seen, SumsMetric
 
-__all__ = ["NormRatio", "check_shapes", "sum_of_squares"]
+__all__ = ["NormRatio", "check_shapes", "squared"]
 
 
 class NormRatio(SumsMetric):
@@ -24,17 +24,23 @@ class NormRatio(SumsMetric):
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(columns=2, **kwargs)
 
+    @staticmethod
+    def reference(seen: Seen) -> Tensor | float:
+        """Squares of what an observation is relative to."""
+        (sums,) = seen.values()
+        return sums[1]
+
     def compute(self) -> Tensor:
         """The ratio over all layers so far."""
         squares, reference = self.sums.unbind(-1)
-        nothing = (squares == 0) & (reference == 0)
-        return torch.where(nothing, torch.zeros_like(squares), squares / reference).sqrt()
+        nothing = (squares == 0.0) & (reference == 0.0)
+        return (squares / reference).masked_fill_(nothing, 0.0).sqrt()
 
 
-def sum_of_squares(piece: Tensor) -> Tensor:
-    """0-dim, of a flat piece, in float64: float32 has no squares below 1e-45, and gradients reach those."""
+def squared(piece: Tensor) -> tuple[Tensor]:
+    """Sum of squares of a flat piece, in float64: float32 has no squares below 1e-45, and gradients reach those."""
     wide = piece.to(torch.float64)
-    return torch.dot(wide, wide)
+    return (torch.dot(wide, wide),)
 
 
 def check_shapes(first: Tensor, second: Tensor) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from bio_lightning.functional._layer import add_pieces
-from bio_lightning.metrics._norm_ratio import NormRatio, check_shapes, sum_of_squares
+from bio_lightning.metrics._norm_ratio import NormRatio, check_shapes, squared
 from bio_lightning.metrics._sums import Seen
 
 __all__ = ["GradientRatio"]
@@ -53,4 +53,4 @@ class GradientRatio(NormRatio):
     def observe(self, grad: Tensor, weight: Tensor) -> Seen:
         """What ``update`` adds for the same arguments."""
         check_shapes(grad, weight)
-        return self.seen(add_pieces(lambda *parts: tuple(map(sum_of_squares, parts)), grad, weight))
+        return self.seen([*add_pieces(squared, grad), *add_pieces(squared, weight)])

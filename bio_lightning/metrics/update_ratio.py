@@ -5,7 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from bio_lightning.functional._layer import add_pieces, computing_dtype
-from bio_lightning.metrics._norm_ratio import NormRatio, check_shapes, sum_of_squares
+from bio_lightning.functional._shards import whole
+from bio_lightning.metrics._norm_ratio import NormRatio, check_shapes, squared
 from bio_lightning.metrics._sums import Seen
 
 __all__ = ["UpdateRatio"]
@@ -49,12 +50,20 @@ class UpdateRatio(NormRatio):
         """
         self.add(self.observe(before, after))
 
-    def observe(self, before: Tensor, after: Tensor) -> Seen:
-        """What ``update`` adds for the same arguments."""
+    def observe(self, before: Tensor, after: Tensor, reference: Tensor | float | None = None) -> Seen:
+        """What ``update`` adds for the same arguments.
+
+        Args:
+            before: Weights before the step.
+            after: Weights after the step.
+            reference: What the squares of those before add up to, where that is known.
+        """
         check_shapes(before, after)
-        return self.seen(add_pieces(_sums, before, after))
+        before = whole(before)
+        squares = add_pieces(squared, before) if reference is None else [reference]
+        return self.seen([*add_pieces(_squared_moves, before, after), *squares])
 
 
-def _sums(before: Tensor, after: Tensor) -> tuple[Tensor, Tensor]:
+def _squared_moves(before: Tensor, after: Tensor) -> tuple[Tensor]:
     dtype = computing_dtype(before)
-    return sum_of_squares(after.to(dtype) - before.to(dtype)), sum_of_squares(before)
+    return squared(after.to(dtype) - before.to(dtype))

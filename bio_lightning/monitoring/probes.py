@@ -18,6 +18,8 @@ from torchmetrics import Metric
 from bio_lightning.firing_rates import Count, Gate, RateCounter, counted, firing_modules, neuron_dim
 from bio_lightning.functional._shards import whole
 from bio_lightning.metrics import ActivationRank, DormantFraction, FiringRate
+from bio_lightning.metrics._norm_ratio import NormRatio
+from bio_lightning.metrics._sums import Seen
 from bio_lightning.monitoring.statistics import ACTIVITY, WEIGHTS, Series, Statistics, sum_over_ranks
 from bio_lightning.session import Session
 from bio_lightning.synapses import Synapses, named_modules, recompile_for_hooks
@@ -99,13 +101,16 @@ class Probes:
             return
         for layer in self._owned_by(optimizer):
             if layer.weight.grad is not None:
-                self._see_move("gradient_ratio", layer, layer.weight.grad, layer.weight.detach())
+                self._see_move("gradient_ratio", layer, layer.weight.grad, self._before[layer.name])
 
     def _see_updates(self, optimizer: Optimizer, *_: Any) -> None:
         """Optimizer post-hook, behind that of the session, which may have scaled the move."""
         if self._looks_at_moves:
+            gradients = self._moves.get((WEIGHTS, "gradient_ratio"), {})
             for layer in self._owned_by(optimizer):
-                self._see_move("update_ratio", layer, self._before[layer.name], layer.weight.detach())
+                gradient = cast("Seen | None", gradients.get(layer.name))
+                reference = None if gradient is None else NormRatio.reference(gradient)  # of the same weights
+                self._see_move("update_ratio", layer, self._before[layer.name], layer.weight.detach(), reference)
 
     # ---- afterwards -------------------------------------------------------------------------------------------------
 
@@ -178,7 +183,7 @@ class Probes:
         owners = ((layer, self._session.owner(layer.weight)) for layer in self._layers if layer.name in self._before)
         return [layer for layer, owner in owners if owner is not None and owner.optimizer is optimizer]
 
-    def _see_move(self, family: str, layer: Synapses, *values: Tensor) -> None:
+    def _see_move(self, family: str, layer: Synapses, *values: Tensor | float | None) -> None:
         self._moves.setdefault((WEIGHTS, family), {})[layer.name] = self._statistics.observe(family, *values)
 
 

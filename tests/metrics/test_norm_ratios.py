@@ -65,3 +65,10 @@ def test_updates_beyond_half_precision():
 def test_shapes_have_to_agree(ratio):
     with pytest.raises(ValueError, match=r"shapes: got \(3, 1\) and \(3,\)"):
         ratio().update(torch.ones(3, 1), torch.ones(3))
+
+
+def test_squares_that_are_known_are_not_summed_again():
+    before, after = torch.tensor([3.0, 4.0]), torch.tensor([3.0, 6.0])
+    metric = UpdateRatio()
+    assert metric.observe(before, after) == metric.observe(before, after, reference=25.0)
+    assert list(metric.observe(before, after, reference=100.0).values()) == [[4.0, 100.0]]

@@ -89,6 +89,52 @@ def test_first_step_by_hand(accumulate):
     assert row["bio/activity/input_rank_effective/overall"] == pytest.approx(np.mean(ranks))
 
 
+class TwoSteps(MLP):
+    """One optimizer steps twice in a batch."""
+
+    def __init__(self, optimizer="sgd"):
+        super().__init__(optimizer)
+        self.automatic_optimization = False
+        self.steps = []
+
+    def training_step(self, batch, batch_idx):
+        for _ in range(2):
+            before = {name: self.get_parameter(name).detach().clone() for name in LAYERS}
+            self.optimizers().zero_grad()
+            self.manual_backward(super().training_step(batch, batch_idx))
+            self.steps.append((before, {name: self.get_parameter(name).grad.clone() for name in LAYERS}))
+            self.optimizers().step()
+
+
+def test_ratios_of_a_batch_with_two_steps_are_relative_to_the_weights_before_both():
+    model, recorder, _ = record([BioMonitor(alerts=False)], model=TwoSteps, steps=1)
+    ((before, _), (_, grad)) = model.steps
+    for name in LAYERS:
+        moved = model.get_parameter(name).detach() - before[name]
+        for ratio, tensor in (("gradient_ratio", grad[name]), ("update_ratio", moved)):
+            expected = (tensor.norm() / before[name].norm()).item()
+            assert recorder.last[f"bio/weights/{ratio}/{name}"] == pytest.approx(expected, rel=1e-5)
+
+
+class NoGradient(MLP):
+    """One layer has none, and stays where it is but for its decay."""
+
+    def on_after_backward(self):
+        self.before = self.get_parameter(LAYERS[1]).detach().clone()
+        self.get_parameter(LAYERS[0]).grad = None
+        self.get_parameter(LAYERS[1]).grad.zero_()
+
+
+def test_updates_of_layers_without_a_gradient():
+    model, recorder, _ = record([BioMonitor(alerts=False)], model=NoGradient, optimizer="sgd_decay", steps=1)
+    for ratio, expected in (("gradient_ratio", [False, True, True]), ("update_ratio", [True, True, True])):
+        assert [f"bio/weights/{ratio}/{layer}" in recorder.last for layer in LAYERS] == expected
+    assert recorder.last[f"bio/weights/update_ratio/{LAYERS[0]}"] == 0.0
+    assert recorder.last[f"bio/weights/gradient_ratio/{LAYERS[1]}"] == 0.0
+    moved = (model.get_parameter(LAYERS[1]).detach() - model.before).norm() / model.before.norm()
+    assert recorder.last[f"bio/weights/update_ratio/{LAYERS[1]}"] == pytest.approx(moved.item(), rel=1e-4)
+
+
 @pytest.mark.parametrize("optimizer", ["sgd", "sgd_decay"])
 @pytest.mark.parametrize("leads", [True, False])
 def test_an_update_is_what_multipliers_left_of_it_before_turnover(optimizer, leads):
