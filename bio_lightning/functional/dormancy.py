@@ -32,4 +32,4 @@ def dormancy_score(activity: Tensor) -> Tensor:
         Sokar et al., The dormant neuron phenomenon in deep reinforcement learning, ICML, 2023.
     """
     activity = activity.to(torch.float64)
-    return ratio(activity, activity.sum() / max(activity.numel(), 1), at_zero=0.0)
+    return ratio(activity, activity.sum() / float(max(activity.numel(), 1)), at_zero=0.0)

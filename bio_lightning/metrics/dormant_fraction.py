@@ -92,6 +92,7 @@ class DormantFraction(Metric):
         """The shares over all units, from all samples so far."""
         layers = zip(torch.split(self.activity, self.units), self.samples, strict=True)
         # what sums share, the number of samples, cancels in a score
-        score = torch.cat([torch.where(samples == 0, torch.inf, dormancy_score(sums)) for sums, samples in layers])
-        dormant = torch.stack([score <= tau for tau in self.tau]).to(score).masked_fill_(score.isnan(), torch.nan)
-        return dict(zip((f"tau_{tau:g}" for tau in self.tau), dormant.mean(-1).unbind(), strict=True))
+        score = torch.cat([dormancy_score(sums).masked_fill_(samples == 0.0, torch.inf) for sums, samples in layers])
+        shares = torch.stack([score <= tau for tau in self.tau]).mean(-1, dtype=score.dtype)
+        shares.masked_fill_(score.isnan().any(), torch.nan)
+        return dict(zip((f"tau_{tau:g}" for tau in self.tau), shares.unbind(), strict=True))

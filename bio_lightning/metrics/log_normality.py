@@ -65,9 +65,9 @@ class LogNormality(SumsMetric):
         mean, square, cube = ratio(self.sums[..., 1:], self.sums[..., :1], at_zero=0.0).unbind(-1)
         variance = square - mean.square()
         constant = variance <= _CONSTANT * square
-        std = variance.masked_fill_(constant, 0).sqrt()
-        third = cube - 3 * mean * square + 2 * mean**3
-        return {"mean": mean, "std": std, "skew": (third / std**3).masked_fill_(constant, 0)}
+        std = variance.masked_fill_(constant, 0.0).sqrt()
+        third = cube - 3.0 * mean * square + 2.0 * mean**3
+        return {"mean": mean, "std": std, "skew": (third / std**3).masked_fill_(constant, 0.0)}
 
 
 def _sums(weight: Tensor) -> tuple[Tensor | int, ...]:
@@ -80,4 +80,4 @@ def _sums(weight: Tensor) -> tuple[Tensor | int, ...]:
         logs.nan_to_num_(nan=torch.nan, posinf=torch.inf, neginf=0.0)  # a log of 0 adds nothing
         total = logs.sum()
     square = logs.square()
-    return synapses, total, square.sum(), torch.dot(square, logs)
+    return synapses, total, square.sum(), torch.dot(square, logs)  # a sum rounds less, and the variance is a difference

@@ -8,6 +8,7 @@ from tests.checks import assert_pure, floats, random_rates
 
 def test_worked_example():
     assert floats(dormancy_score(torch.tensor([0.0, 1.0, 3.0, 4.0]))) == [0.0, 0.5, 1.5, 2.0]
+    assert floats(dormancy_score(torch.tensor([3.0]))) == [1.0]  # a layer of one neuron
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])

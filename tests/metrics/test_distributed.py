@@ -7,6 +7,7 @@ import torch.multiprocessing
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Partial, Shard, distribute_tensor
 
+from bio_lightning.functional import dormancy_score
 from bio_lightning.metrics import ActivationRank, DormantFraction, SignViolations, SpineLifetime, Turnover
 from tests.metrics.cases import CASES, assert_close, assert_equals_reference, draws, make
 
@@ -85,6 +86,12 @@ def a_number_in_parts_is_added_up(rank: int) -> None:
     assert_close(lifetime.compute(), {"steps": 50 / 7, "per_step": 7 / 50})
 
 
+def a_score_may_be_of_sums_over_shards(rank: int) -> None:
+    mesh, activity = init_device_mesh("cpu", (2,)), torch.arange(12.0).view(4, 3)
+    score = dormancy_score(distribute_tensor(activity, mesh, [Shard(0)]).sum(0))
+    torch.testing.assert_close(score.full_tensor(), dormancy_score(activity.sum(0)))
+
+
 def activity_anywhere_counts(rank: int) -> None:
     hidden = torch.zeros(1, 4)
     hidden[0, rank] = 1.0
@@ -102,6 +109,7 @@ SCENARIOS = (
     shards_make_a_whole,
     a_distributed_tensor_is_seen_whole,
     a_number_in_parts_is_added_up,
+    a_score_may_be_of_sums_over_shards,
     activity_anywhere_counts,
 )
 
